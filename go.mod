@@ -1,0 +1,3 @@
+module github.com/kata-qat/kata-qat
+
+go 1.26.0
