@@ -1,12 +1,19 @@
 package qat
 
+import "fmt"
+
 // Family is what all devices of one kind of QAT hardware have in common. The
 // table is the only place where a name is bound to a device id: module, driver
 // directory and configuration file are called differently for the same device,
 // and no name may be derived from another.
 //
-// Sources: linux/drivers/crypto/intel/qat (6.16), linux-firmware's WHENCE, and
-// the quickassist out-of-tree drivers for the families that are only there.
+// Sources: Linux, drivers/crypto/intel/qat (adf_accel_devices.h has ids and
+// driver names, the Makefiles the module names, adf_*_hw_data.h the firmware
+// and the ring pairs) and drivers/vfio/pci/vfio_pci.c (the deny-list);
+// intel-device-plugins, cmd/qat_plugin/dpdkdrv (the VF drivers that are not in
+// Linux). What only the vendor's out-of-tree drivers say could not be checked
+// against a public source: modules and routing offsets of d15xx, c4xxx and
+// 200xx, VFModule from 4xxx on, and all of 6xxx's VF but its id and driver.
 type Family struct {
 	Name       string   // "c62x", as the kernel's directory and linux-firmware call it
 	Generation int      // 1 (dh895xcc), 2, 4 or 6
@@ -42,7 +49,11 @@ type RingPairs struct {
 const Vendor = 0x8086
 
 var (
-	gen2Rings = RingPairs{Bundle: true, Count: 1}
+	// A bank of 16 rings, two to a pair, over the four services of the default
+	// map (Linux, ADF_GEN2_DEFAULT_RING_TO_SRV_MAP): two pairs for each, as the
+	// vendor's c6xxvf_dev0.conf.vm asks for. A bank of c4xxx has 8 rings.
+	gen2Rings  = RingPairs{Bundle: true, Count: 2}
+	c4xxxRings = RingPairs{Bundle: true, Count: 1}
 	gen4Rings = RingPairs{Count: 4}
 )
 
@@ -74,7 +85,7 @@ var Families = []Family{
 	{
 		Name: "c4xxx", Generation: 2, PFDevice: 0x18a0, VFDevice: 0x18a1,
 		PFDriver: "c4xxx", PFModule: "qat_c4xxx", VFDriver: "c4xxxvf", VFModule: "qat_c4xxxvf", Conf: "c4xxxvf",
-		MaxVFs: 128, VFOffset: 8, RingPairs: gen2Rings,
+		MaxVFs: 128, VFOffset: 8, RingPairs: c4xxxRings,
 	},
 	{
 		Name: "200xx", Generation: 2, PFDevice: 0x18ee, VFDevice: 0x18ef,
@@ -91,13 +102,13 @@ var Families = []Family{
 		Name: "401xx", Generation: 4, PFDevice: 0x4942, VFDevice: 0x4943,
 		PFDriver: "4xxx", PFModule: "qat_4xxx", VFDriver: "4xxxvf", VFModule: "qat_4xxxvf", Conf: "4xxxvf",
 		Firmware: []string{"qat_4xxx.bin", "qat_4xxx_mmp.bin"},
-		MaxVFs:   16, VFOffset: 1, PFInTree: "5.17", RingPairs: gen4Rings,
+		MaxVFs:   16, VFOffset: 1, PFInTree: "5.19", RingPairs: gen4Rings,
 	},
 	{
 		Name: "402xx", Generation: 4, PFDevice: 0x4944, VFDevice: 0x4945,
 		PFDriver: "4xxx", PFModule: "qat_4xxx", VFDriver: "4xxxvf", VFModule: "qat_4xxxvf", Conf: "4xxxvf",
 		Firmware: []string{"qat_402xx.bin", "qat_402xx_mmp.bin"},
-		MaxVFs:   16, VFOffset: 1, PFInTree: "6.3", RingPairs: gen4Rings,
+		MaxVFs:   16, VFOffset: 1, PFInTree: "6.4", RingPairs: gen4Rings,
 	},
 	{
 		Name: "420xx", Generation: 4, PFDevice: 0x4946, VFDevice: 0x4947,
@@ -109,7 +120,8 @@ var Families = []Family{
 		Name: "6xxx", Generation: 6, PFDevice: 0x4948, VFDevice: 0x4949,
 		PFDriver: "6xxx", PFModule: "qat_6xxx", VFDriver: "6xxxvf", VFModule: "qat_6xxxvf", Conf: "6xxxvf",
 		Firmware: []string{"qat_6xxx.bin", "qat_6xxx_mmp.bin"},
-		VFOffset: 1, PFInTree: "6.16", RingPairs: gen4Rings,
+		// 64 ring pairs, 4 a VF (Linux, adf_6xxx_hw_data.h).
+		MaxVFs: 16, VFOffset: 1, PFInTree: "6.16", RingPairs: gen4Rings,
 	},
 }
 
@@ -132,5 +144,19 @@ func FamilyByName(name string) *Family {
 			return &Families[i]
 		}
 	}
+	return nil
+}
+
+// MarshalText makes the family appear in JSON and YAML as its name.
+func (f *Family) MarshalText() ([]byte, error) { return []byte(f.Name), nil }
+
+// UnmarshalText fills f with the family of that name. Families that were read
+// back this way are equal to those of the table, not identical.
+func (f *Family) UnmarshalText(name []byte) error {
+	known := FamilyByName(string(name))
+	if known == nil {
+		return fmt.Errorf("QAT family %q: expected one of those that kata-qat knows, from %s to %s", name, Families[0].Name, Families[len(Families)-1].Name)
+	}
+	*f = *known
 	return nil
 }

@@ -44,6 +44,19 @@ func ParseServices(f *Family, s string) (Services, error) {
 	return Services(strings.Join(parts, ";")), nil
 }
 
+// readableServices tells whether s has the form of a set of services. It is
+// laxer than ParseServices, which checks what is to be set: a driver may report
+// a service that did not exist when this was written, but what it reports ends
+// in resource names and must not hold anything else.
+func readableServices(s string) bool {
+	for part := range strings.SplitSeq(s, ";") {
+		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz") != "" {
+			return false
+		}
+	}
+	return true
+}
+
 // Has tells whether the service is in the set.
 func (s Services) Has(service string) bool {
 	return slices.Contains(strings.Split(string(s), ";"), service)

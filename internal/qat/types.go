@@ -5,7 +5,11 @@
 package qat
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 )
 
@@ -33,6 +37,13 @@ func validAddress(s string) bool {
 	return hexDigits(rest[0:2]) && rest[2] == ':' && hexDigits(rest[3:5]) && rest[5] == '.' && rest[6] >= '0' && rest[6] <= '7'
 }
 
+// Compare orders addresses by domain, bus, device and function.
+func (a Address) Compare(b Address) int {
+	// The kernel pads a domain to four digits only, so a longer address is of
+	// a higher domain.
+	return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(string(a), string(b)))
+}
+
 func hexDigits(s string) bool {
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
@@ -46,26 +57,37 @@ func hexDigits(s string) bool {
 // is never handed to a pod.
 type PF struct {
 	Address  Address  `json:"address"`
-	Family   *Family  `json:"-"`
+	Family   *Family  `json:"family"`
 	Driver   string   `json:"driver,omitempty"` // as sysfs names it; empty when none is bound
 	NUMANode int      `json:"numaNode"`         // -1 when the machine has no NUMA information
 	TotalVFs int      `json:"totalVFs"`         // sriov_totalvfs
 	NumVFs   int      `json:"numVFs"`           // sriov_numvfs
 	Services Services `json:"services,omitempty"`
-	State    string   `json:"state,omitempty"` // "up", "down", or empty where the driver has no such file
+	State    string   `json:"state,omitempty"` // StateUp, StateDown, or empty where the driver has no such file
 	Health   Health   `json:"health"`
 	VFs      []VF     `json:"vfs,omitempty"` // in the order of their index
 }
 
+// The states of a PF, as its qat/state says.
+const (
+	StateUp   = "up"
+	StateDown = "down"
+)
+
+// debugDir is the PF's directory below debugfs. The driver names it after its
+// class of devices, which is its own name, not its module's or the family's
+// (Linux, adf_dbgfs.c).
+func (pf *PF) debugDir() string { return "qat_" + pf.Family.PFDriver + "_" + string(pf.Address) }
+
 // VF is a virtual function: what a pod can hold.
 type VF struct {
 	Address  Address  `json:"address"`
-	PF       Address  `json:"pf,omitempty"` // empty for a VF whose PF is not visible, as in a guest
+	PF       Address  `json:"pf,omitempty"` // empty for a VF without a PF on this machine, as in a guest
 	Index    int      `json:"index"`        // N of the PF's virtfnN link
-	Family   *Family  `json:"-"`
+	Family   *Family  `json:"family"`
 	Driver   string   `json:"driver,omitempty"` // "vfio-pci", …; empty when none is bound
-	NUMANode int      `json:"numaNode"`
-	Group    *Group   `json:"group,omitempty"` // nil when the VF is in no IOMMU group
+	NUMANode int      `json:"numaNode"`         // that of its PF, with which it shares the slot
+	Group    *Group   `json:"group,omitempty"`  // shared by the VFs of one group; nil when the VF is in none, or it could not be read
 	Services Services `json:"services,omitempty"`
 	Health   Health   `json:"health"` // that of its PF
 }
@@ -116,10 +138,60 @@ func (p Problem) Error() string { return fmt.Sprintf("%s: %v", p.Address, p.Err)
 // Unwrap returns the error itself, without the address.
 func (p Problem) Unwrap() error { return p.Err }
 
-// Inventory is what one pass over sysfs found.
+// MarshalJSON gives the address and the text of the error.
+func (p Problem) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Address string `json:"address"`
+		Error   string `json:"error"`
+	}{p.Address, p.Err.Error()})
+}
+
+// Inventory is what one pass over sysfs found. The order of everything in it is
+// the same for the same devices.
 type Inventory struct {
 	PFs []PF `json:"pfs"` // by address
-	// Orphans are VFs whose PF is not visible, as in a guest; by address.
+	// Orphans are VFs that no PF of the inventory has, by address. In a guest
+	// that is every VF. A VF whose PF could not be read, or does not own up to
+	// it, has its PF field set and is among the Problems too.
 	Orphans  []VF      `json:"orphans,omitempty"`
-	Problems []Problem `json:"problems,omitempty"`
+	Problems []Problem `json:"problems,omitempty"` // by address
+}
+
+// VFs yields every VF: those of the PFs in the order of PF and index, then the
+// orphans. The pointers stay valid as long as the inventory.
+func (inv *Inventory) VFs() iter.Seq[*VF] {
+	return func(yield func(*VF) bool) {
+		for i := range inv.PFs {
+			for j := range inv.PFs[i].VFs {
+				if !yield(&inv.PFs[i].VFs[j]) {
+					return
+				}
+			}
+		}
+		for i := range inv.Orphans {
+			if !yield(&inv.Orphans[i]) {
+				return
+			}
+		}
+	}
+}
+
+// PF returns the PF at an address, or nil.
+func (inv *Inventory) PF(a Address) *PF {
+	i, ok := slices.BinarySearchFunc(inv.PFs, a, func(pf PF, a Address) int { return pf.Address.Compare(a) })
+	if !ok {
+		return nil
+	}
+	return &inv.PFs[i]
+}
+
+// VF returns the VF at an address, orphan or not, or nil. It looks at all of
+// them: for many look-ups there is vfio.Table.
+func (inv *Inventory) VF(a Address) *VF {
+	for vf := range inv.VFs() {
+		if vf.Address == a {
+			return vf
+		}
+	}
+	return nil
 }
