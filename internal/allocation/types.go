@@ -19,11 +19,21 @@ type Pod struct {
 	Annotations map[string]string `json:"-"` // the pod's own: written by the user, trusted for nothing but requests in standalone mode
 }
 
+// String names the pod as kubectl does: "namespace/name".
+func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
 // Container is what has to be known of a container to tell what it holds.
 type Container struct {
 	ID      string
 	Name    string
 	Devices []SpecDevice // linux.devices of its spec
+}
+
+// PodContainer is a container of the sandbox PodID. Without a name it stands
+// for the sandbox itself, whose spec has the devices that were cold-plugged.
+type PodContainer struct {
+	PodID string
+	Container
 }
 
 // SpecDevice is a character device of a container's spec.
@@ -42,12 +52,13 @@ const (
 	SourcePool         Source = "pool"
 )
 
-// Assignment says which VFs a container holds.
+// Assignment says which VFs a container holds. Its VFs are shared with whoever
+// asked before: they are read, not written.
 type Assignment struct {
 	Pod         Pod    `json:"pod"`
 	ContainerID string `json:"containerID,omitempty"` // empty for what a pod reserves for a container that does not exist yet
-	Container   string `json:"container"`
-	Source      Source `json:"source,omitempty"` // empty when it holds nothing
+	Container   string `json:"container"`             // empty for what a pod keeps of containers that are gone
+	Source      Source `json:"source,omitempty"`      // empty when it holds nothing
 	VFs         []Held `json:"vfs"`
 }
 
@@ -58,6 +69,8 @@ type Held struct {
 	// allocated, "qat.intel.com/cy".
 	Resource string
 	// Index is N of the guest's <device>_dev<N>.conf: the number of VFs with
-	// the same configuration name that the pod holds before this one.
+	// the same configuration name that the pod holds before this one, in the
+	// order in which they came to the VM. It stays what it is for the life of
+	// the pod, and is -1 as long as the VF is only set aside.
 	Index int
 }
