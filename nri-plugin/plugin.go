@@ -1,0 +1,212 @@
+// Package nriplugin is the NRI plugin: when a container of a Kata pod is
+// created it finds the QAT virtual functions that the container holds and has
+// the runtime put them, and what belongs to them, into the container's spec. It
+// also validates what every plugin together makes of a container, so that none
+// that holds VFs is ever created without them. It cannot touch a sandbox's
+// spec: NRI gives no plugin that, and package shim does it.
+package nriplugin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/sirupsen/logrus"
+
+	"github.com/kata-qat/kata-qat/internal/allocation"
+	"github.com/kata-qat/kata-qat/internal/devconf"
+	"github.com/kata-qat/kata-qat/internal/devices"
+	"github.com/kata-qat/kata-qat/internal/edits"
+)
+
+// Name is the plugin's name, as containerd's required_plugins wants it.
+const Name = "kata-qat"
+
+// Options are what the plugin works with.
+type Options struct {
+	// Profile tells a runtime handler's profile; false for a handler that is
+	// none of ours.
+	Profile func(handler string) (edits.Profile, bool)
+	// MemlockAllowance is what an application may lock beside its VFs, in bytes.
+	MemlockAllowance uint64
+	Devices          *devices.Monitor
+	Allocation       *allocation.Resolver
+	Log              *logrus.Entry
+}
+
+// Plugin has the handlers of the NRI events. Its methods are safe for
+// concurrent use, answer from memory, and hold no lock while they wait.
+type Plugin struct{ o Options }
+
+// New returns a plugin.
+func New(o Options) *Plugin { return &Plugin{o} }
+
+// Synchronize is told which pods and containers live: what we thought to know
+// before is forgotten.
+func (p *Plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, ctrs []*api.Container) ([]*api.ContainerUpdate, error) {
+	live := make([]allocation.Pod, len(pods))
+	for i, pod := range pods {
+		live[i] = toPod(pod)
+	}
+	slices.SortStableFunc(ctrs, func(a, b *api.Container) int { return cmp.Compare(a.GetCreatedAt(), b.GetCreatedAt()) })
+	held := make([]allocation.PodContainer, len(ctrs))
+	for i, c := range ctrs {
+		held[i] = allocation.PodContainer{PodID: c.GetPodSandboxId(), Container: toContainer(c)}
+	}
+	log := p.o.Log.WithFields(logrus.Fields{"pods": len(live), "containers": len(held)})
+	if err := p.o.Allocation.Restore(live, held); err != nil {
+		log.WithError(err).Error("the containers that live do not fit together")
+	}
+	log.Info("synchronized with the runtime")
+	return nil, nil
+}
+
+// RunPodSandbox starts to find out what the pod holds, so that CreateContainer
+// need not wait for it.
+func (p *Plugin) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	if _, ok := p.o.Profile(pod.GetRuntimeHandler()); ok {
+		p.o.Allocation.Warm(toPod(pod))
+	}
+	return nil
+}
+
+// CreateContainer gives the container its VFs.
+func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	profile, ok := p.o.Profile(pod.GetRuntimeHandler())
+	if !ok {
+		return nil, nil, nil
+	}
+	start := time.Now()
+	e, err := p.edits(ctx, profile, pod, ctr)
+	if e == nil && err == nil {
+		return nil, nil, nil
+	}
+	var a *api.ContainerAdjustment
+	if err == nil {
+		a, err = e.Adjustment(ctr)
+	}
+	if err != nil {
+		err = refusal(pod, ctr, err)
+		p.log(pod, ctr).WithError(err).Error("container refused")
+		return nil, nil, err
+	}
+	p.log(pod, ctr).WithFields(logrus.Fields{
+		"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": time.Since(start).String(),
+	}).Info("devices injected")
+	return a, nil, nil
+}
+
+// ValidateContainerAdjustment rejects a container that holds VFs and would be
+// created without them: because this plugin died or was too slow while it was
+// asked, or because another plugin undid what it had asked for. The runtime
+// would otherwise go on without us (containerd up to NRI 0.12.3).
+func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.ValidateContainerAdjustmentRequest) error {
+	pod, ctr := req.GetPod(), req.GetContainer()
+	profile, ok := p.o.Profile(pod.GetRuntimeHandler())
+	if !ok {
+		return nil
+	}
+	e, err := p.edits(ctx, profile, pod, ctr)
+	if err != nil {
+		return refusal(pod, ctr, err)
+	}
+	if e == nil {
+		return nil
+	}
+	if missing := e.Missing(ctr, req.GetAdjust()); len(missing) > 0 {
+		err := refusal(pod, ctr, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
+			e.Annotations[edits.DevicesAnnotation], strings.Join(missing, ", ")))
+		p.log(pod, ctr).WithError(err).Error("container refused")
+		return err
+	}
+	return nil
+}
+
+// RemoveContainer forgets the container; its pod keeps the VFs.
+func (p *Plugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, ctr *api.Container) error {
+	p.o.Allocation.ReleaseContainer(ctr.GetId())
+	return nil
+}
+
+// StopPodSandbox gives the pod's VFs back: its VM is gone.
+func (p *Plugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	p.o.Allocation.ReleasePod(pod.GetId())
+	return nil
+}
+
+// RemovePodSandbox does it for a pod that was never stopped.
+func (p *Plugin) RemovePodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	p.o.Allocation.ReleasePod(pod.GetId())
+	return nil
+}
+
+// edits returns what the container's spec must get; nil when it holds nothing.
+func (p *Plugin) edits(ctx context.Context, profile edits.Profile, pod *api.PodSandbox, ctr *api.Container) (*edits.Edits, error) {
+	e, err := p.resolve(ctx, profile, pod, ctr)
+	// A device may have come or been mended since the view was made and the
+	// kernel not have told us. Only who would be refused pays for a look.
+	if err != nil && ctx.Err() == nil && p.o.Devices.RefreshOlder(refreshAge) {
+		e, err = p.resolve(ctx, profile, pod, ctr)
+	}
+	return e, err
+}
+
+// refreshAge bounds how often refused containers can have the devices read.
+const refreshAge = time.Second
+
+func (p *Plugin) resolve(ctx context.Context, profile edits.Profile, pod *api.PodSandbox, ctr *api.Container) (*edits.Edits, error) {
+	asg, err := p.o.Allocation.Assign(ctx, toPod(pod), toContainer(ctr))
+	if err != nil || len(asg.VFs) == 0 {
+		return nil, err
+	}
+	view := p.o.Devices.Current()
+	vfs := make([]edits.VF, len(asg.VFs))
+	for i, h := range asg.VFs {
+		conf, err := view.Conf(h.Device.VF)
+		if err != nil {
+			return nil, fmt.Errorf("configuration of %s: %w", h.Device.VF.Address, err)
+		}
+		vfs[i] = edits.VF{Address: h.Device.VF.Address, Resource: h.Resource, Group: h.Device.Node, ConfSource: conf}
+		if conf != "" {
+			vfs[i].ConfPath = devconf.GuestPath(h.Device.VF.Family, h.Index)
+		}
+	}
+	return edits.Container(vfs, edits.Options{
+		Profile: profile, Source: string(asg.Source), Control: view.Table.Control,
+		MemlockAllowance: p.o.MemlockAllowance, UID: ctr.GetUser().GetUid(), GID: ctr.GetUser().GetGid(),
+	}), nil
+}
+
+func refusal(pod *api.PodSandbox, ctr *api.Container, err error) error {
+	return fmt.Errorf("kata-qat: container %s of pod %s/%s: %w", ctr.GetName(), pod.GetNamespace(), pod.GetName(), err)
+}
+
+func (p *Plugin) log(pod *api.PodSandbox, ctr *api.Container) *logrus.Entry {
+	return p.o.Log.WithFields(logrus.Fields{
+		"namespace": pod.GetNamespace(), "pod": pod.GetName(), "sandbox": pod.GetId(),
+		"container": ctr.GetName(), "id": ctr.GetId(), "handler": pod.GetRuntimeHandler(),
+	})
+}
+
+func toPod(pod *api.PodSandbox) allocation.Pod {
+	return allocation.Pod{ID: pod.GetId(), UID: pod.GetUid(), Namespace: pod.GetNamespace(), Name: pod.GetName(), Annotations: pod.GetAnnotations()}
+}
+
+func toContainer(c *api.Container) allocation.Container {
+	out := allocation.Container{ID: c.GetId(), Name: c.GetName()}
+	ds := c.GetLinux().GetDevices()
+	if len(ds) == 0 {
+		return out
+	}
+	out.Devices = make([]allocation.SpecDevice, 0, len(ds))
+	for _, d := range ds {
+		if d.GetType() == "c" {
+			out.Devices = append(out.Devices, allocation.SpecDevice{Path: d.GetPath(), Major: d.GetMajor(), Minor: d.GetMinor()})
+		}
+	}
+	return out
+}
