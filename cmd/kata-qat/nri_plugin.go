@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kata-qat/kata-qat/internal/node"
+)
+
+func nriPluginCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "nri-plugin",
+		Usage: "run the node daemon: give containers of Kata pods their QAT virtual functions",
+		Description: `Connects to the container runtime over NRI and, whenever a container of a Kata
+pod is created, injects the VFIO nodes of the virtual functions that the
+container holds, their configuration files, the memory limit and the variables
+that go with them. Who holds what is learnt from the container's own spec, from
+kubelet, or (standalone = true) from the pod's annotations.
+
+It runs until it is told to stop and dials again when the runtime restarts. It
+must run as root. systemd/kata-qat.service starts it at boot.
+
+Examples:
+   kata-qat nri-plugin
+   kata-qat --config ./config.toml nri-plugin --log-format json
+   kata-qat --host-root /host nri-plugin --nri-socket /host/var/run/nri/nri.sock`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "nri-socket", Usage: "the runtime's NRI socket (default: nri.socket of the configuration)"},
+			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
+		},
+		Action: func(c *cli.Context) error {
+			cfg, err := loadConfig(c)
+			if err != nil {
+				return err
+			}
+			if s := c.String("nri-socket"); s != "" {
+				cfg.NRI.Socket = s
+			}
+			log, done, err := node.NewLogger(os.Stderr, c.String("log-level"), c.String("log-format"))
+			if err != nil {
+				return err
+			}
+			defer done.Close()
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			return node.Run(ctx, node.Options{Config: cfg, Root: c.String("host-root"), Log: log})
+		},
+	}
+}
