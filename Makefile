@@ -1,0 +1,103 @@
+# kata-qat: make help says what there is to make.
+
+VERSION := $(shell cat VERSION)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)$(shell test -z "$$(git status --porcelain 2>/dev/null)" || echo -dirty)
+
+GO      ?= go
+STAMP   := github.com/kata-qat/kata-qat/internal/version
+LDFLAGS := -s -w -X $(STAMP).Version=$(VERSION) -X $(STAMP).Commit=$(COMMIT)
+# The commit is stamped above. The go command's own stamp fails the build in a
+# checkout that belongs to another user, as a CI's may.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+STATIC  := CGO_ENABLED=0 $(GO) build -trimpath
+
+# The race detector needs cgo; the programs that are shipped are made without.
+TEST    := CGO_ENABLED=1 $(GO) test -race
+
+# Tests with a tag need root and a bed: TAGS are all there are, for lint.
+TAGS    := bed lab
+MODULES := . test/tools test/tools/protogen
+SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
+
+TOOLS   := build/tools
+BEDTIME := 10m
+# Arguments for `make bench` and `make demo`, and a pattern of benchmarks.
+ARGS    ?=
+BENCH   ?= .
+
+.PHONY: build
+build: ## build the programs into bin
+	@echo "==> build $(VERSION) into bin"
+	@mkdir -p bin
+	@$(STATIC) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: help
+help: ## list what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what tests need and this machine lacks (root; Debian or Ubuntu)
+	@test/setup.sh
+
+# One stamp for each module of tools: the go command finds out what changed, but
+# takes seconds to find that nothing did.
+.PHONY: tools
+tools: $(TOOLS)/.stamp $(TOOLS)/1.7/.stamp ## build the pinned containerd 2.4 and 1.7 for the test beds
+
+$(TOOLS)/.stamp: test/tools/go.mod test/tools/go.sum $(wildcard test/tools/containerd-shim-kata-v2/*.go test/tools/pause/*.go test/tools/runc-unraised/*.go)
+	@echo "==> build containerd 2.4 into $(TOOLS): some two minutes the first time"
+	@mkdir -p $(@D)
+	@cd test/tools && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool ./...
+	@touch $@
+
+$(TOOLS)/1.7/.stamp: test/tools/containerd17/go.mod test/tools/containerd17/go.sum
+	@echo "==> build containerd 1.7 into $(TOOLS)/1.7: a minute the first time"
+	@mkdir -p $(@D)
+	@cd test/tools/containerd17 && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool
+	@touch $@
+
+.PHONY: test
+test: ## run everything: set-up, lint, unit tests, containerd bed
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory bed
+	@echo "==> all passed"
+
+.PHONY: unit
+unit: ## run the unit tests with the race detector; fuzz tests run their seeds
+	@echo "==> unit tests"
+	@$(TEST) ./...
+
+# -p 1: two beds at once would measure and wait for each other.
+.PHONY: bed
+bed: build tools ## run the tests that start a real containerd (root)
+	@echo "==> containerd bed tests"
+	@$(TEST) -tags bed -count 1 -p 1 -timeout $(BEDTIME) ./test/...
+
+.PHONY: demo
+demo: setup build tools ## show a pod getting its QAT devices, in a containerd bed (root)
+	@$(GO) run ./test/demo $(ARGS)
+
+.PHONY: bench
+bench: setup build tools ## run the Go benchmarks, then measure pod creation in a bed (root)
+	@echo "==> Go benchmarks"
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+	@echo "==> pod creation"
+	@$(GO) run ./test/bench $(ARGS)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck and shellcheck
+	@echo "==> gofmt"
+	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
+	@set -e; for module in $(MODULES); do echo "==> go vet in $$module"; (cd $$module && $(GO) vet ./...); done
+	@set -e; for tag in $(TAGS); do echo "==> go vet -tags $$tag"; $(GO) vet -tags $$tag ./...; done
+	@set -e; for module in $(MODULES); do echo "==> staticcheck in $$module"; (cd $$module && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
+	@set -e; for tag in $(TAGS); do echo "==> staticcheck -tags $$tag"; $(GO) tool staticcheck -tags $$tag ./...; done
+	@echo "==> shellcheck"
+	@shellcheck $(SCRIPTS)
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf bin build
