@@ -87,10 +87,11 @@ func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *
 	}
 	var a *api.ContainerAdjustment
 	if err == nil {
-		a, err = e.Adjustment(ctr)
+		if a, err = e.Adjustment(ctr); err != nil {
+			err = refusal(pod, ctr, err)
+		}
 	}
 	if err != nil {
-		err = refusal(pod, ctr, err)
 		p.log(pod, ctr).WithError(err).Error("container refused")
 		return nil, nil, err
 	}
@@ -111,11 +112,8 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 		return nil
 	}
 	e, err := p.edits(ctx, profile, pod, ctr)
-	if err != nil {
-		return refusal(pod, ctr, err)
-	}
-	if e == nil {
-		return nil
+	if err != nil || e == nil {
+		return err
 	}
 	if missing := e.Missing(ctr, req.GetAdjust()); len(missing) > 0 {
 		err := refusal(pod, ctr, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
@@ -160,15 +158,18 @@ const refreshAge = time.Second
 
 func (p *Plugin) resolve(ctx context.Context, profile edits.Profile, pod *api.PodSandbox, ctr *api.Container) (*edits.Edits, error) {
 	asg, err := p.o.Allocation.Assign(ctx, toPod(pod), toContainer(ctr))
-	if err != nil || len(asg.VFs) == 0 {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", Name, err) // it names pod and container
+	}
+	if len(asg.VFs) == 0 {
+		return nil, nil
 	}
 	view := p.o.Devices.Current()
 	vfs := make([]edits.VF, len(asg.VFs))
 	for i, h := range asg.VFs {
 		conf, err := view.Conf(h.Device.VF)
 		if err != nil {
-			return nil, fmt.Errorf("configuration of %s: %w", h.Device.VF.Address, err)
+			return nil, refusal(pod, ctr, fmt.Errorf("configuration of %s: %w", h.Device.VF.Address, err))
 		}
 		vfs[i] = edits.VF{Address: h.Device.VF.Address, Resource: h.Resource, Group: h.Device.Node, ConfSource: conf}
 		if conf != "" {
@@ -182,7 +183,7 @@ func (p *Plugin) resolve(ctx context.Context, profile edits.Profile, pod *api.Po
 }
 
 func refusal(pod *api.PodSandbox, ctr *api.Container, err error) error {
-	return fmt.Errorf("kata-qat: container %s of pod %s/%s: %w", ctr.GetName(), pod.GetNamespace(), pod.GetName(), err)
+	return fmt.Errorf("%s: pod %s/%s: container %s: %w", Name, pod.GetNamespace(), pod.GetName(), ctr.GetName(), err)
 }
 
 func (p *Plugin) log(pod *api.PodSandbox, ctr *api.Container) *logrus.Entry {

@@ -15,6 +15,9 @@ func flagsFirst(app *cli.App, args []string) []string {
 	if len(args) == 0 {
 		return args
 	}
+	if last := len(args) - 1; args[last] == completionFlag { // which must stay the last
+		return append(flagsFirst(app, args[:last]), completionFlag)
+	}
 	global := takesValue(app.Flags)
 	before := []string{args[0]}             // with the global flags
 	var command, flags, positional []string // of the innermost command

@@ -144,6 +144,7 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 func prepare(commands []*cli.Command) {
 	for _, cmd := range commands {
 		cmd.OnUsageError = badUsage
+		cmd.HideHelpCommand = true // or "kata-qat dump help" is no container
 		if cmd.BashComplete == nil {
 			cmd.BashComplete = suggest(nil)
 		}

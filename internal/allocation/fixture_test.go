@@ -35,7 +35,12 @@ func unbound(pf qattest.PF) qattest.PF { pf.VFDriver = ""; return pf }
 
 func machine(tb testing.TB, pfs ...qattest.PF) *vfio.Table {
 	tb.Helper()
-	tree := qattest.New(tb, qattest.Node{PFs: pfs})
+	return load(tb, qattest.Node{PFs: pfs})
+}
+
+func load(tb testing.TB, n qattest.Node) *vfio.Table {
+	tb.Helper()
+	tree := qattest.New(tb, n)
 	tree.RequireNodes(tb)
 	inv, err := qat.Discover(tree.Root)
 	if err != nil {

@@ -47,18 +47,17 @@ type granted struct {
 // done may be read once done is closed.
 type query struct {
 	done    chan struct{}
-	known   bool // kubelet knows the pod
+	known   bool // kubelet knows the pod, and granted is what it says
 	granted []granted
 	err     error
 }
 
-// useless tells whether the query is answered with something that may be
-// different by now. That kubelet does not know the pod is such an answer: a
+// useless tells whether the query is answered, but not for good. That kubelet does not know the pod is such an answer: a
 // kubelet that has just started does not know its pods yet.
 func (q *query) useless() bool {
 	select {
 	case <-q.done:
-		return q.err != nil || !q.known
+		return !q.known
 	default:
 		return false
 	}
@@ -106,7 +105,7 @@ func (k *kubelet) ask(ctx context.Context, pod *Pod) (all []granted, known bool,
 	for _, c := range answer.GetContainers() {
 		devices, err := k.devices(c)
 		if err != nil {
-			return nil, true, inContainer(pod, c.GetName(), fmt.Errorf("kubelet at %s: %w", k.socket, err))
+			return nil, false, inContainer(pod, c.GetName(), fmt.Errorf("kubelet at %s: %w", k.socket, err))
 		}
 		if len(devices) > 0 {
 			all = append(all, granted{c.GetName(), devices})

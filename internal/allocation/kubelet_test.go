@@ -26,10 +26,11 @@ type kubeletServer struct {
 	mu     sync.Mutex
 	server *grpc.Server
 	pods   []*podresources.PodResources
-	getErr error         // what Get fails with
-	limits int           // how many requests are turned away before one is answered
-	gate   chan struct{} // answers wait for it to be closed
-	asked  chan struct{} // gets a value for each request that came
+	getErr error                      // what Get fails with
+	answer *podresources.PodResources // what Get answers with, whatever it is asked
+	limits int                        // how many requests are turned away before one is answered
+	gate   chan struct{}              // answers wait for it to be closed
+	asked  chan struct{}              // gets a value for each request that came
 	gets   int
 	lists  int
 }
@@ -145,6 +146,9 @@ func (k *kubeletServer) Get(ctx context.Context, q *podresources.GetPodResources
 	if k.getErr != nil {
 		return nil, k.getErr
 	}
+	if k.answer != nil {
+		return &podresources.GetPodResourcesResponse{PodResources: k.answer}, nil
+	}
 	for _, p := range k.pods {
 		if p.Name == q.PodName && p.Namespace == q.PodNamespace {
 			return &podresources.GetPodResourcesResponse{PodResources: p}, nil
@@ -258,6 +262,38 @@ func TestAnotherErrorOfGetIsNoReasonToList(t *testing.T) {
 	_, err := r.Assign(background, pod("a"), container(pod("a"), "app"))
 	refused(t, err, "pod default/a", k.socket, "go away")
 	k.expectRequests(t, 1, 0)
+}
+
+func TestAnAnswerForAnotherPodIsNotTaken(t *testing.T) {
+	k := startKubelet(t)
+	k.answer = &podresources.PodResources{Name: "b", Namespace: "default"}
+	r := resolver(t, Options{KubeletSocket: k.socket}, nil)
+	_, err := r.Assign(background, pod("a"), container(pod("a"), "app"))
+	refused(t, err, "pod default/a", k.socket, "another pod, default/b")
+}
+
+func TestABadAnswerIsNotRemembered(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 1))
+	k := startKubelet(t)
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	k.grant("default/a", "app", "qat.intel.com/cy", "what")
+	_, err := r.Assign(background, pod("a"), container(pod("a"), "app"))
+	refused(t, err, `"what"`)
+	k.set(func() { k.pods = nil })
+	k.grant("default/a", "app", "qat.intel.com/cy", "0000:6b:00.1")
+	expect(t, assign(t, r, pod("a"), container(pod("a"), "app")), SourcePodResources, "cy=0000:6b:00.1#0")
+}
+
+func TestASandboxThatIsRefusedKeepsNothing(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 1))
+	k := startKubelet(t)
+	k.grant("default/a", "app", "qat.intel.com/cy", "0000:6b:00.1")
+	r := resolver(t, Options{KubeletSocket: k.socket, Standalone: true}, table)
+	_, err := r.ForPod(background, asking("a", "side: cy=1"))
+	refused(t, err, "pod default/a: container side")
+	if all := r.Assignments(); len(all) != 0 {
+		t.Errorf("it keeps %v", all)
+	}
 }
 
 func TestTwoPodsOfOneNameAreNotToldApart(t *testing.T) {

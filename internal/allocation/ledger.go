@@ -205,7 +205,6 @@ func (l *ledger) record(h *holder, c claim) {
 			h.held = append(h.held, *v)
 			l.byVF[v.Device.VF.Address] = h
 		}
-		h.held[at].Device = v.Device // as the machine is now
 		if h.held[at].Index < 0 && !c.aside {
 			h.held[at].Index = h.next(v.Device.VF.Family)
 		}

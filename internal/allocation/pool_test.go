@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/qat/qattest"
 )
 
 var standalone = Options{Standalone: true}
@@ -55,6 +56,41 @@ func TestThePoolStaysInOneNUMANode(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestThePoolPrefersTheNodeWithTheMostFree(t *testing.T) {
+	table := machine(t, onNode(0, crypto("0000:6b:00.0", 2)), onNode(1, crypto("0000:70:00.0", 4)))
+	r := resolver(t, standalone, table)
+	p := asking("p", "app: cy=1")
+	expect(t, assign(t, r, p, container(p, "app")), SourcePool, "cy=0000:70:00.1#0")
+
+	// Unless the pod is on another already.
+	q := asking("q", "app: cy=1")
+	assign(t, r, q, container(q, "side").with(table, "0000:6b:00.1"))
+	expect(t, assign(t, r, q, container(q, "app")), SourcePool, "cy=0000:6b:00.2#1")
+}
+
+func TestThePoolLooksAtAPodAsAWhole(t *testing.T) {
+	// The first container alone would be better off on node 0.
+	r := resolver(t, standalone, machine(t, onNode(0, crypto("0000:6b:00.0", 4)), onNode(1, crypto("0000:70:00.0", 1)), onNode(1, compression("0000:75:00.0", 1))))
+	p := asking("p", "a: cy=1", "b: dc=1")
+	expect(t, assign(t, r, p, container(p, "a")), SourcePool, "cy=0000:70:00.1#0")
+	expect(t, assign(t, r, p, container(p, "b")), SourcePool, "dc=0000:75:00.1#1")
+}
+
+func TestAPortAboveAVFIsNoReasonToLeaveIt(t *testing.T) {
+	table := load(t, qattest.Node{
+		PFs: []qattest.PF{crypto("0000:6b:00.0", 1), crypto("0000:70:00.0", 1)},
+		Others: []qattest.Device{
+			{Address: "0000:6a:00.0", Vendor: qat.Vendor, Device: 0x347a, Driver: "pcieport", Group: 107000},
+			{Address: "0000:6f:00.0", Vendor: qat.Vendor, Device: 0x1572, Driver: "vfio-pci", Group: 112000},
+		},
+	})
+	r := resolver(t, standalone, table)
+	p, q := asking("p", "app: cy=1"), asking("q", "app: cy=1")
+	expect(t, assign(t, r, p, container(p, "app")), SourcePool, "cy=0000:6b:00.1#0")
+	_, err := r.Assign(background, q, container(q, "app"))
+	refused(t, err, "1 not usable") // a network card comes with it
 }
 
 func TestAllContainersOfAPodAreServedTogether(t *testing.T) {

@@ -194,6 +194,37 @@ func TestABootingPodThatIsNeverSeenLosesItsVFs(t *testing.T) {
 	refused(t, err, "1 held by default/next")
 }
 
+func TestAPodThatLivesGetsWhatABootingOneLost(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 2))
+	r := resolver(t, standalone, table)
+	now := time.Now()
+	r.ledger.now = func() time.Time { return now }
+	old, ghost := pod("old"), asking("ghost", "app: cy=1")
+	assign(t, r, old, container(old, "one").with(table, "0000:6b:00.2"))
+	if _, err := r.ForPod(background, ghost); err != nil {
+		t.Fatal(err)
+	}
+	two := container(old, "two").with(table, "0000:6b:00.1")
+	_, err := r.Assign(background, old, two)
+	refused(t, err, "held by pod default/ghost, container app")
+	now = now.Add(bootTime + 1)
+	expect(t, assign(t, r, old, two), SourceSpec, "cy=0000:6b:00.1#1")
+}
+
+func TestForPodLeavesContainersWhatTheyHave(t *testing.T) {
+	r := resolver(t, standalone, machine(t, crypto("0000:6b:00.0", 2)))
+	p := asking("p", "app: cy=1")
+	c := container(p, "app")
+	assign(t, r, p, c)
+	all, err := r.ForPod(background, p)
+	if err != nil || len(all) != 1 || all[0].ContainerID != c.ID {
+		t.Errorf("ForPod: %v, %v", all, err)
+	}
+	if _, ok := r.Lookup(c.ID); !ok {
+		t.Error("the container is forgotten")
+	}
+}
+
 func TestTheNextSandboxOfAPodTakesOver(t *testing.T) {
 	r := resolver(t, Options{Standalone: true}, machine(t, crypto("0000:6b:00.0", 2)))
 	first := asking("web", "app: cy=2")

@@ -52,6 +52,8 @@ func TestRestoreFreesWhatPodsThatAreGoneHeld(t *testing.T) {
 	assign(t, r, gone, container(gone, "app"))
 	app := container(lives, "app")
 	expect(t, assign(t, r, lives, app), SourcePool, "cy=0000:6b:00.2#0")
+	dead := container(lives, "late")
+	expect(t, assign(t, r, lives, dead), SourcePool, "cy=0000:6b:00.3#1")
 	if _, err := r.ForPod(background, boots); err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +62,9 @@ func TestRestoreFreesWhatPodsThatAreGoneHeld(t *testing.T) {
 	}
 	got, _ := r.Lookup(app.ID)
 	expect(t, got, SourcePool, "cy=0000:6b:00.2#0") // who gave it is remembered
+	if _, ok := r.Lookup(dead.ID); ok {
+		t.Error("a container that is gone still holds")
+	}
 	expect(t, assign(t, r, lives, container(lives, "late")), SourcePool, "cy=0000:6b:00.3#1")
 	expect(t, assign(t, r, boots, container(boots, "app")), SourcePool, "cy=0000:6b:00.4#0")
 	p := asking("next", "app: cy=1")

@@ -179,6 +179,10 @@ func Write(w io.Writer, f output.Format, entries []Entry) error {
 		}
 		return output.Data(w, f, documents)
 	}
+	if len(entries) == 0 {
+		_, err := fmt.Fprintln(w, "no container on this node")
+		return err
+	}
 	rows := make([][]string, len(entries))
 	for i, e := range entries {
 		runtime := e.Handler

@@ -249,6 +249,9 @@ func TestNoContainersIsAnEmptyList(t *testing.T) {
 	if got := written(t, output.JSON, entries); got != "[]\n" {
 		t.Errorf("%q, expected an empty list", got)
 	}
+	if got := written(t, output.Table, entries); got != "no container on this node\n" {
+		t.Errorf("%q, expected to be told that there is none", got)
+	}
 }
 
 // thousand is a node with a thousand containers, whose specs are as large as

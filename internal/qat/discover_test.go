@@ -102,13 +102,14 @@ func TestDiscoverFindsAPFWithItsVFs(t *testing.T) {
 func TestDiscoverKnowsEveryFamily(t *testing.T) {
 	for _, f := range qat.Families {
 		t.Run(f.Name, func(t *testing.T) {
-			tree := qattest.New(t, qattest.Node{PFs: []qattest.PF{{Address: "0000:3d:00.0", Family: f.Name, VFs: f.MaxVFs, VFDriver: f.VFDriver, FirstGroup: 1}}})
+			const vfs = 12 // enough for virtfn10 to come after virtfn2
+			tree := qattest.New(t, qattest.Node{PFs: []qattest.PF{{Address: "0000:3d:00.0", Family: f.Name, VFs: vfs, VFDriver: f.VFDriver, FirstGroup: 1}}})
 			inv := discover(t, tree.Root)
 			if problems(inv) != "" || len(inv.PFs) != 1 {
 				t.Fatalf("%d PFs, problems %q", len(inv.PFs), problems(inv))
 			}
 			pf := inv.PFs[0]
-			if pf.Family.Name != f.Name || pf.Driver != f.PFDriver || pf.Health != qat.HealthOK || len(pf.VFs) != f.MaxVFs {
+			if pf.Family.Name != f.Name || pf.Driver != f.PFDriver || pf.Health != qat.HealthOK || len(pf.VFs) != vfs || pf.TotalVFs != f.MaxVFs {
 				t.Errorf("found %s with driver %s, %s and %d VFs", pf.Family.Name, pf.Driver, pf.Health, len(pf.VFs))
 			}
 			for i, vf := range pf.VFs {

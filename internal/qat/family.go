@@ -54,7 +54,7 @@ var (
 	// vendor's c6xxvf_dev0.conf.vm asks for. A bank of c4xxx has 8 rings.
 	gen2Rings  = RingPairs{Bundle: true, Count: 2}
 	c4xxxRings = RingPairs{Bundle: true, Count: 1}
-	gen4Rings = RingPairs{Count: 4}
+	gen4Rings  = RingPairs{Count: 4}
 )
 
 // Families is the table of all known QAT devices, oldest first.

@@ -327,7 +327,8 @@ func findTools(opts Options) (tools, error) {
 		pause:      filepath.Join(dir, "pause"),
 		standin:    filepath.Join(dir, "containerd-shim-kata-v2"),
 	}
-	for _, path := range []string{t.containerd, t.ctr, t.pause, t.standin, filepath.Join(bin, "containerd-shim-runc-v2")} {
+	unraised := filepath.Join(dir, "runc-unraised")
+	for _, path := range []string{t.containerd, t.ctr, t.pause, t.standin, unraised, filepath.Join(bin, "containerd-shim-runc-v2")} {
 		if _, err := os.Stat(path); err != nil {
 			return tools{}, fmt.Errorf("%s is missing: run make tools", path)
 		}
@@ -337,7 +338,7 @@ func findTools(opts Options) (tools, error) {
 		return tools{}, err
 	}
 	if !RaisesLimits() {
-		t.runc = filepath.Join(dir, "runc-unraised")
+		t.runc = unraised
 	}
 	if t.busybox, err = findProgram("busybox", "/bin/busybox"); err != nil {
 		return tools{}, err

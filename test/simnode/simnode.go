@@ -136,6 +136,18 @@ type Daemon struct {
 // StartDaemon starts the daemon and returns when containerd has told it of the
 // pods, so that it is asked about every container from now on.
 func (n *Node) StartDaemon(ctx context.Context) (*Daemon, error) {
+	d, err := n.LaunchDaemon()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.WaitLog(ctx, Synchronized, 1); err != nil {
+		return nil, errors.Join(err, d.Kill())
+	}
+	return d, nil
+}
+
+// LaunchDaemon starts the daemon and does not wait for anything.
+func (n *Node) LaunchDaemon() (*Daemon, error) {
 	d := &Daemon{cmd: n.CLI("nri-plugin"), log: newJournal(), done: make(chan struct{})}
 	d.cmd.Stderr = d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -146,9 +158,6 @@ func (n *Node) StartDaemon(ctx context.Context) (*Daemon, error) {
 		d.err = d.cmd.Wait()
 		close(d.done)
 	}()
-	if err := d.WaitLog(ctx, Synchronized, 1); err != nil {
-		return nil, errors.Join(err, d.Kill())
-	}
 	return d, nil
 }
 
@@ -158,6 +167,16 @@ const Synchronized = "synchronized with the runtime"
 
 // PID of the daemon's process.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Running tells whether the process has not ended yet.
+func (d *Daemon) Running() bool {
+	select {
+	case <-d.done:
+		return false
+	default:
+		return true
+	}
+}
 
 // Log returns what the daemon has logged so far.
 func (d *Daemon) Log() string { return d.log.String() }
