@@ -15,6 +15,10 @@ STATIC  := CGO_ENABLED=0 $(GO) build -trimpath
 # The race detector needs cgo; the programs that are shipped are made without.
 TEST    := CGO_ENABLED=1 $(GO) test -race
 
+# Unit tests write machines of thousands of small files: in memory where that
+# is possible, but not the test programs themselves (/dev/shm may be noexec).
+INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && echo TMPDIR=/dev/shm GOTMPDIR=/tmp)
+
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
 TAGS    := bed lab
 MODULES := . test/tools test/tools/protogen
@@ -68,7 +72,7 @@ test: ## run everything: set-up, lint, unit tests, containerd bed
 .PHONY: unit
 unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 	@echo "==> unit tests"
-	@$(TEST) ./...
+	@$(INMEM) $(TEST) ./...
 
 # -p 1: two beds at once would measure and wait for each other.
 .PHONY: bed
@@ -83,7 +87,7 @@ demo: setup build tools ## show a pod getting its QAT devices, in a containerd b
 .PHONY: bench
 bench: setup build tools ## run the Go benchmarks, then measure pod creation in a bed (root)
 	@echo "==> Go benchmarks"
-	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+	@$(INMEM) $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 	@echo "==> pod creation"
 	@$(GO) run ./test/bench $(ARGS)
 

@@ -48,9 +48,17 @@ func New(o Options) *Plugin { return &Plugin{o} }
 // Synchronize is told which pods and containers live: what we thought to know
 // before is forgotten.
 func (p *Plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, ctrs []*api.Container) ([]*api.ContainerUpdate, error) {
-	live := make([]allocation.Pod, len(pods))
-	for i, pod := range pods {
-		live[i] = toPod(pod)
+	running := make(map[string]bool, len(ctrs))
+	for _, c := range ctrs {
+		running[c.GetPodSandboxId()] = true
+	}
+	live := make([]allocation.Pod, 0, len(pods))
+	for _, pod := range pods {
+		// containerd lists stopped sandboxes too, which have no process
+		// (2.4, internal/cri/nri: every state but unknown).
+		if pod.GetPid() != 0 || running[pod.GetId()] {
+			live = append(live, toPod(pod))
+		}
 	}
 	slices.SortStableFunc(ctrs, func(a, b *api.Container) int { return cmp.Compare(a.GetCreatedAt(), b.GetCreatedAt()) })
 	held := make([]allocation.PodContainer, len(ctrs))

@@ -149,7 +149,7 @@ func TestBadAnnotationsAreRefusedWithWhatIsExpected(t *testing.T) {
 	}{
 		"malformed":       {asking("p", "app: cy two"), []string{"pod default/p: container app: annotation kata-qat.io/request.app", "expected <resource>=<number>"}},
 		"unknown":         {asking("p", "app: sym=1"), []string{"container app", "annotation kata-qat.io/request.app", "qat.intel.com/sym", "expected one of qat.intel.com/cy, qat.intel.com/dc"}},
-		"too many":        {asking("p", "app: cy=9", "b: dc=8"), []string{"pod default/p", "17 VFs", "pcie_root_port"}},
+		"too many":        {asking("p", "app: cy=9", "b: dc=8"), []string{"pod default/p: annotations kata-qat.io/request.*", "17 VFs", "pcie_root_port"}},
 		"of another":      {asking("p", "app: cy=1", "other: cy=x"), []string{"container other"}},
 		"no container":    {asking("p", ": cy=1"), []string{"pod default/p", `"" is no name of a container`}},
 		"a bad container": {asking("p", "a\nb: cy=1"), []string{`"a\nb" is no name of a container`}},

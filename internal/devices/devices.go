@@ -85,6 +85,9 @@ func NewMonitor(o Options) (*Monitor, error) {
 // Current returns the newest view, without doing anything for it.
 func (m *Monitor) Current() *View { return m.current.Load() }
 
+// Root is the directory that the devices are read below.
+func (m *Monitor) Root() string { return m.o.Root }
+
 // OnChange has f called with every view from now on, and once with the current
 // one. It is called with the next refresh waiting: it must not refresh.
 func (m *Monitor) OnChange(f func(*View)) {
@@ -120,7 +123,7 @@ func (m *Monitor) refresh() error {
 	m.last = time.Now()
 	inv, err := qat.Discover(m.o.Root)
 	if err != nil {
-		return fmt.Errorf("discover QAT devices: %w", err)
+		return err
 	}
 	v := &View{
 		Inventory: inv,
