@@ -141,9 +141,15 @@ func (c *Config) check() error {
 			return err
 		}
 	}
-	for h := range c.Profiles {
+	if _, err := edits.ParseProfile(string(c.Profile)); err != nil {
+		return err
+	}
+	for h, p := range c.Profiles {
 		if err := pattern("profiles", h); err != nil {
 			return err
+		}
+		if _, err := edits.ParseProfile(string(p)); err != nil {
+			return fmt.Errorf("profiles.%s: %w", h, err)
 		}
 	}
 	if !filepath.IsAbs(c.RunDir) || filepath.Clean(c.RunDir) == "/" {

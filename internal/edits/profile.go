@@ -27,10 +27,3 @@ func ParseProfile(s string) (Profile, error) {
 	}
 	return "", fmt.Errorf("profile %q: expected %q or %q", s, ProfileVFIO, ProfileGuestKernel)
 }
-
-// UnmarshalText reads a profile from a configuration file.
-func (p *Profile) UnmarshalText(b []byte) error {
-	v, err := ParseProfile(string(b))
-	*p = v
-	return err
-}
