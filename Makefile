@@ -21,7 +21,7 @@ INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && echo TMPDIR=/dev/shm GOTMP
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
 TAGS    := bed lab
-MODULES := . test/tools test/tools/protogen
+MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 
 TOOLS   := build/tools
@@ -49,16 +49,16 @@ setup: ## install what tests need and this machine lacks (root; Debian or Ubuntu
 .PHONY: tools
 tools: $(TOOLS)/.stamp $(TOOLS)/1.7/.stamp ## build the pinned containerd 2.4 and 1.7 for the test beds
 
-$(TOOLS)/.stamp: test/tools/go.mod test/tools/go.sum $(wildcard test/tools/containerd-shim-kata-v2/*.go test/tools/pause/*.go test/tools/runc-unraised/*.go)
+$(TOOLS)/.stamp: test/tools/go.mod test/tools/go.sum $(wildcard test/tools/containerd-shim-kata-v2/*.go test/tools/pause/*.go test/tools/runc-unraised/*.go test/tools/standin/*.go)
 	@echo "==> build containerd 2.4 into $(TOOLS): some two minutes the first time"
 	@mkdir -p $(@D)
 	@cd test/tools && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool ./...
 	@touch $@
 
-$(TOOLS)/1.7/.stamp: test/tools/containerd17/go.mod test/tools/containerd17/go.sum
+$(TOOLS)/1.7/.stamp: test/tools/containerd17/go.mod test/tools/containerd17/go.sum $(wildcard test/tools/containerd17/containerd-shim-kata-v2/*.go test/tools/standin/*.go)
 	@echo "==> build containerd 1.7 into $(TOOLS)/1.7: a minute the first time"
 	@mkdir -p $(@D)
-	@cd test/tools/containerd17 && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool
+	@cd test/tools/containerd17 && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool ./...
 	@touch $@
 
 .PHONY: test

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/nri/pkg/stub"
 	"github.com/fsnotify/fsnotify"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/mod/semver"
 )
 
 const (
@@ -67,7 +69,8 @@ func (p *Plugin) Serve(ctx context.Context, c Connection) error {
 // session serves one connection until it ends.
 func (p *Plugin) session(ctx context.Context, c Connection) error {
 	closed := make(chan struct{})
-	s, err := stub.New(&events{Plugin: p, c: c},
+	e := &events{Plugin: p, c: c}
+	s, err := stub.New(e,
 		stub.WithPluginName(Name), stub.WithPluginIdx(c.Index), stub.WithSocketPath(c.Socket),
 		// A runtime with NRI 0.12.4 or later fails the request instead of
 		// going on without us, and keeps us for the next.
@@ -84,6 +87,7 @@ func (p *Plugin) session(ctx context.Context, c Connection) error {
 	if err != nil {
 		return err
 	}
+	e.stub = s
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	select {
@@ -123,14 +127,37 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 // events adds to the handlers what belongs to one connection.
 type events struct {
 	*Plugin
-	c Connection
+	c    Connection
+	stub stub.Stub
 }
 
-// Configure is the runtime's greeting; it selects no events, so that the stub
-// subscribes to those that Plugin has a handler for.
+// Configure is the runtime's greeting, answered with the events that we want.
 func (e *events) Configure(_ context.Context, _, runtime, version string) (api.EventMask, error) {
-	e.c.Log.WithFields(logrus.Fields{"runtime": runtime, "version": version}).Info("connected to the runtime")
-	return 0, nil
+	log := e.c.Log.WithFields(logrus.Fields{"runtime": runtime, "version": version})
+	log.Info("connected to the runtime")
+	if validates(e.stub.RuntimeNRIVersion(), runtime, version) {
+		return 0, nil // all that we have a handler for
+	}
+	// A runtime that does not know the event throws out who asks for it.
+	log.Warn("this runtime has no validation of adjustments: when the daemon fails in the middle of a request the container starts without its devices; containerd 2.2 or later refuses it")
+	return adjusting, nil
+}
+
+// adjusting are the events of a runtime without validation.
+var adjusting = api.MustParseEventMask("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "RemoveContainer")
+
+// validates tells whether the runtime has ValidateContainerAdjustment, which
+// came with NRI 0.10. A runtime that nothing is known of is taken for a new one.
+func validates(nri, runtime, version string) bool {
+	if !semver.IsValid(nri) {
+		version, _, _ = strings.Cut(strings.TrimPrefix(version, "v"), "+")
+		inferred, err := api.InferVersionFromRuntime(runtime, "v"+version)
+		if err != nil {
+			return runtime != "containerd" || !strings.HasPrefix(version, "1.")
+		}
+		nri = inferred
+	}
+	return semver.Compare(nri, "v0.10.0") >= 0
 }
 
 // Synchronize ends the connection's set-up: from now on requests come.
@@ -179,5 +206,5 @@ var _ nrilog.Logger = stubLog{}
 
 func (s stubLog) Debugf(_ context.Context, f string, a ...any) { s.l.Debugf(f, a...) }
 func (s stubLog) Infof(_ context.Context, f string, a ...any)  { s.l.Debugf(f, a...) }
-func (s stubLog) Warnf(_ context.Context, f string, a ...any)  { s.l.Warnf(f, a...) }
+func (s stubLog) Warnf(_ context.Context, f string, a ...any)  { s.l.Debugf(f, a...) }
 func (s stubLog) Errorf(_ context.Context, f string, a ...any) { s.l.Errorf(f, a...) }

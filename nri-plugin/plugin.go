@@ -35,7 +35,10 @@ type Options struct {
 	MemlockAllowance uint64
 	Devices          *devices.Monitor
 	Allocation       *allocation.Resolver
-	Log              *logrus.Entry
+	// SandboxDevices reads the devices in the spec of a sandbox that lives;
+	// nil where no sandbox has any.
+	SandboxDevices func(sandboxID string) []allocation.SpecDevice
+	Log            *logrus.Entry
 }
 
 // Plugin has the handlers of the NRI events. Its methods are safe for
@@ -61,11 +64,19 @@ func (p *Plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, ctrs []*
 		}
 	}
 	slices.SortStableFunc(ctrs, func(a, b *api.Container) int { return cmp.Compare(a.GetCreatedAt(), b.GetCreatedAt()) })
-	held := make([]allocation.PodContainer, len(ctrs))
-	for i, c := range ctrs {
-		held[i] = allocation.PodContainer{PodID: c.GetPodSandboxId(), Container: toContainer(c)}
+	held := make([]allocation.PodContainer, 0, len(live)+len(ctrs))
+	if p.o.SandboxDevices != nil {
+		// First, because the order of a pod's VFs is that of its VM.
+		for _, pod := range live {
+			if ds := p.o.SandboxDevices(pod.ID); len(ds) > 0 {
+				held = append(held, allocation.PodContainer{PodID: pod.ID, Container: allocation.Container{ID: pod.ID, Devices: ds}})
+			}
+		}
 	}
-	log := p.o.Log.WithFields(logrus.Fields{"pods": len(live), "containers": len(held)})
+	for _, c := range ctrs {
+		held = append(held, allocation.PodContainer{PodID: c.GetPodSandboxId(), Container: toContainer(c)})
+	}
+	log := p.o.Log.WithFields(logrus.Fields{"pods": len(live), "containers": len(ctrs)})
 	if err := p.o.Allocation.Restore(live, held); err != nil {
 		log.WithError(err).Error("the containers that live do not fit together")
 	}

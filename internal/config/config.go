@@ -47,9 +47,12 @@ type Config struct {
 	// daemon and for the container runtime.
 	RunDir string `toml:"run_dir"`
 
-	NRI     NRI     `toml:"nri"`
-	Kubelet Kubelet `toml:"kubelet"`
-	Conf    Conf    `toml:"conf"`
+	NRI        NRI        `toml:"nri"`
+	Containerd Containerd `toml:"containerd"`
+	Kubelet    Kubelet    `toml:"kubelet"`
+	CDI        CDI        `toml:"cdi"`
+	Conf       Conf       `toml:"conf"`
+	Provision  Provision  `toml:"provision"`
 }
 
 // NRI says how the container runtime is reached.
@@ -57,6 +60,21 @@ type NRI struct {
 	Socket string `toml:"socket"`
 	// Index is the plugin's place among the NRI plugins of the node, 00 to 99.
 	Index string `toml:"index"`
+}
+
+// Containerd says where containerd keeps its bundles, below the host's root.
+type Containerd struct {
+	State     string `toml:"state"`
+	Namespace string `toml:"namespace"`
+}
+
+// CDI says where CDI specs of the VFs are written.
+type CDI struct {
+	// Dir is below the host's root; "" for no specs.
+	Dir string `toml:"dir"`
+	// RemoveOnStop removes the specs when the daemon is stopped. By default
+	// they stay, so that a restart of the daemon is not noticed.
+	RemoveOnStop bool `toml:"remove_on_stop"`
 }
 
 // Kubelet says how kubelet is asked who holds what.
@@ -85,8 +103,11 @@ func Default() *Config {
 		MemlockAllowance: 64 << 20,
 		RunDir:           "/run/kata-qat",
 		NRI:              NRI{Socket: "/var/run/nri/nri.sock", Index: "10"},
+		Containerd:       Containerd{State: "/run/containerd", Namespace: "k8s.io"},
+		CDI:              CDI{Dir: "/var/run/cdi"},
 		Kubelet:          Kubelet{PodResources: "/var/lib/kubelet/pod-resources/kubelet.sock", Timeout: Duration(time.Second), Domain: "qat.intel.com"},
 		Conf:             Conf{Inject: true, Options: devconf.DefaultOptions()},
+		Provision:        DefaultProvision(),
 	}
 }
 
@@ -164,7 +185,7 @@ func (c *Config) check() error {
 	if err := c.Conf.Validate(); err != nil {
 		return err
 	}
-	return nil
+	return c.Provision.Check()
 }
 
 func pattern(key, p string) error {

@@ -30,6 +30,8 @@ type VF struct {
 	// ConfSource is the host's file with its configuration, ConfPath where the
 	// container expects it. Both are empty when it gets none.
 	ConfSource, ConfPath string
+	// Module is the guest kernel's module for it, "" when there is none.
+	Module string
 }
 
 // Options are what does not depend on a single VF.
@@ -72,7 +74,6 @@ func Container(vfs []VF, o Options) *Edits {
 	e.CDI.DeviceNodes = make([]*cdi.DeviceNode, 0, len(vfs)+1)
 	e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, o.node(o.Control))
 	e.CDI.Mounts = make([]*cdi.Mount, 0, len(vfs))
-	var summary strings.Builder
 	for i, v := range vfs {
 		e.vfs[i] = string(v.Address)
 		if !hasNode(e.CDI.DeviceNodes, v.Group) {
@@ -84,16 +85,24 @@ func Container(vfs []VF, o Options) *Edits {
 				Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"},
 			})
 		}
-		if i > 0 {
-			summary.WriteByte(',')
-		}
-		summary.WriteString(shortResource(v.Resource))
-		summary.WriteByte('=')
-		summary.WriteString(string(v.Address))
 	}
 	e.CDI.Env = environment(vfs)
-	e.Annotations = map[string]string{DevicesAnnotation: summary.String()}
+	e.Annotations = map[string]string{DevicesAnnotation: summary(vfs)}
 	return e
+}
+
+// summary is the value of DevicesAnnotation.
+func summary(vfs []VF) string {
+	var b strings.Builder
+	for i, v := range vfs {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(shortResource(v.Resource))
+		b.WriteByte('=')
+		b.WriteString(string(v.Address))
+	}
+	return b.String()
 }
 
 // environment names the VFs by resource, as the SR-IOV network device plugin

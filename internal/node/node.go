@@ -7,15 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/sirupsen/logrus"
 
 	"github.com/kata-qat/kata-qat/internal/allocation"
+	"github.com/kata-qat/kata-qat/internal/api"
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/devices"
 	nriplugin "github.com/kata-qat/kata-qat/nri-plugin"
 )
@@ -44,27 +50,131 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer alloc.Close()
 	monitor.OnChange(func(v *devices.View) { alloc.SetTable(v.Table) })
+	service := &service{profile: o.Config.ProfileOf, devices: monitor, alloc: alloc, log: log}
+	server, err := api.Listen(filepath.Join(o.Config.RunDir, api.SocketName), service)
+	if err != nil {
+		return err
+	}
+	// From here on this is the node's only daemon: it holds the socket.
+	removeCDI, err := writeCDI(o, monitor, log)
+	if err != nil {
+		return errors.Join(err, server.Shutdown(ctx))
+	}
+	defer removeCDI()
 
-	plugin := nriplugin.New(nriplugin.Options{
-		Profile: o.Config.ProfileOf, MemlockAllowance: uint64(o.Config.MemlockAllowance),
-		Devices: monitor, Allocation: alloc, Log: log,
-	})
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var parts sync.WaitGroup
+	defer func() {
+		cancel()
+		parts.Wait()
+		log.Info("stopped")
+	}()
 	parts.Go(func() {
 		if err := monitor.Run(ctx); err != nil {
 			log.WithError(err).Warn("changes of devices are noticed only when a pod asks for one")
 		}
 	})
-	logStart(log, o, monitor.Current())
-	err = plugin.Serve(ctx, nriplugin.Connection{
-		Socket: o.Config.NRI.Socket, Index: o.Config.NRI.Index, Log: log, OnState: notify(log),
+	parts.Go(func() { rereadOnHangup(ctx, monitor, log) })
+	parts.Go(func() {
+		if err := server.Serve(ctx); err != nil {
+			log.WithError(err).Error("the API has ended")
+		}
 	})
-	cancel()
-	parts.Wait()
-	log.Info("stopped")
-	return err
+	defer shutdown(server, log)
+	logStart(log, o, monitor.Current())
+	plugin := nriplugin.New(nriplugin.Options{
+		Profile: o.Config.ProfileOf, MemlockAllowance: uint64(o.Config.MemlockAllowance),
+		Devices: monitor, Allocation: alloc, SandboxDevices: sandboxDevices(o), Log: log,
+	})
+	return plugin.Serve(ctx, nriplugin.Connection{
+		Socket: o.Config.NRI.Socket, Index: o.Config.NRI.Index, Log: log, OnState: notify(&service.connected, log),
+	})
+}
+
+// rereadOnHangup has the devices read again on SIGHUP, for whoever changed what
+// the kernel does not announce.
+func rereadOnHangup(ctx context.Context, monitor *devices.Monitor, log *logrus.Entry) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			if err := monitor.Refresh(); err != nil {
+				log.WithError(err).Error("the devices could not be read again")
+				continue
+			}
+			log.Info("devices read again")
+		}
+	}
+}
+
+// patience is what calls in hand get when the daemon is stopped; a shim waits
+// no longer for its answer.
+const patience = 2 * time.Second
+
+func shutdown(server *api.Server, log *logrus.Entry) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		log.WithError(err).Warn("the API was not shut down cleanly")
+	}
+}
+
+// writeCDI has the CDI specs written with every change of the devices, and
+// returns what is to be done at the end.
+func writeCDI(o Options, monitor *devices.Monitor, log *logrus.Entry) (func(), error) {
+	if o.Config.CDI.Dir == "" {
+		return func() {}, nil
+	}
+	dir, err := hostPath(o.Root, o.Config.CDI.Dir)
+	if err != nil {
+		return nil, err
+	}
+	files, err := newCDIFiles(dir, o.Config.Kubelet.Domain, log)
+	if err != nil {
+		return nil, err
+	}
+	monitor.OnChange(files.update)
+	if !o.Config.CDI.RemoveOnStop {
+		return func() {}, nil
+	}
+	return files.close, nil
+}
+
+// hostPath is a path of the host as this process sees it: its symbolic links
+// are the host's, too.
+func hostPath(root, path string) (string, error) {
+	if root == "/" {
+		return path, nil
+	}
+	return securejoin.SecureJoin(root, path)
+}
+
+// sandboxDevices reads the devices of a sandbox that lives: those that were
+// cold-plugged into its VM are in its spec alone. A sandbox without a bundle has
+// none.
+func sandboxDevices(o Options) func(id string) []allocation.SpecDevice {
+	bundles := containers.NewBundles(o.Root, o.Config.Containerd.State, o.Config.Containerd.Namespace)
+	return func(id string) []allocation.SpecDevice {
+		sandbox, err := bundles.Read(id)
+		if err != nil {
+			return nil
+		}
+		facts, err := sandbox.Facts()
+		if err != nil {
+			return nil
+		}
+		var devices []allocation.SpecDevice
+		for _, d := range facts.Linux.Devices {
+			if d.Type == "c" {
+				devices = append(devices, allocation.SpecDevice{Path: d.Path, Major: d.Major, Minor: d.Minor})
+			}
+		}
+		return devices
+	}
 }
 
 func newMonitor(o Options, log *logrus.Entry) (*devices.Monitor, error) {
@@ -80,7 +190,11 @@ func newResolver(o Options, log *logrus.Entry) (*allocation.Resolver, error) {
 	if o.Config.Standalone || o.Config.Kubelet.PodResources == "" {
 		log.Info("kubelet is not asked who holds what")
 	} else {
-		a.KubeletSocket = filepath.Join(o.Root, o.Config.Kubelet.PodResources)
+		socket, err := hostPath(o.Root, o.Config.Kubelet.PodResources)
+		if err != nil {
+			return nil, err
+		}
+		a.KubeletSocket = socket
 		a.KubeletTimeout = time.Duration(o.Config.Kubelet.Timeout)
 	}
 	return allocation.NewResolver(a)
@@ -93,7 +207,10 @@ func checkStandalone(o Options) error {
 	if !o.Config.Standalone || socket == "" {
 		return nil
 	}
-	file := filepath.Join(o.Root, socket)
+	file, err := hostPath(o.Root, socket)
+	if err != nil {
+		return err
+	}
 	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("standalone = true, but %s is there: on a node with a kubelet the scheduler hands devices out; set standalone = false, or remove the socket that a former kubelet left", file)
 	}
@@ -116,8 +233,9 @@ func logStart(log *logrus.Entry, o Options, v *devices.View) {
 
 // notify tells systemd once that the daemon serves; a connection that is lost
 // later is in the log and dialled again.
-func notify(log *logrus.Entry) func(bool) {
+func notify(connection *atomic.Bool, log *logrus.Entry) func(bool) {
 	return func(connected bool) {
+		connection.Store(connected)
 		state := "STATUS=not connected to the container runtime"
 		if connected {
 			state = daemon.SdNotifyReady + "\nSTATUS=connected to the container runtime"

@@ -59,24 +59,23 @@ type Handler struct {
 	// ConfigPath is what a Kata shim gets as options.ConfigPath. runc's own
 	// shim refuses it.
 	ConfigPath string
+	// PodAnnotations are patterns of the pod's annotations that get into the
+	// OCI specs of its sandbox and containers, as those that a wrapper of
+	// Kata's shim reads; "io.katacontainers.*" when nil. A * matches no slash.
+	PodAnnotations []string
 }
 
 // The runtime types that a bed brings the shims for.
 const (
 	RuncType = "io.containerd.runc.v2"
 	// KataType is Kata's, behind which a bed has a stand-in that runs runc and
-	// records what it was given. It speaks the shim API of containerd 2.
+	// records what it was given.
 	KataType = "io.containerd.kata.v2"
 )
 
-// DefaultHandlers are runc, and kata and kata-qat of KataType. Kata's stand-in
-// cannot serve containerd 1.7, where all three are runc.
-func DefaultHandlers(containerdVersion string) map[string]Handler {
-	kata := Handler{RuntimeType: KataType}
-	if containerdVersion == "1.7" {
-		kata = Handler{RuntimeType: RuncType}
-	}
-	return map[string]Handler{"runc": {RuntimeType: RuncType}, "kata": kata, "kata-qat": kata}
+// DefaultHandlers are runc, and kata and kata-qat of KataType.
+func DefaultHandlers() map[string]Handler {
+	return map[string]Handler{"runc": {RuntimeType: RuncType}, "kata": {RuntimeType: KataType}, "kata-qat": {RuntimeType: KataType}}
 }
 
 // Bed is a running containerd. Its methods are safe for concurrent use, but for
@@ -112,7 +111,7 @@ func Start(opts Options) (_ *Bed, err error) {
 		opts.ContainerdVersion = "2.4"
 	}
 	if opts.Handlers == nil {
-		opts.Handlers = DefaultHandlers(opts.ContainerdVersion)
+		opts.Handlers = DefaultHandlers()
 	}
 	if opts.NRIRequestTimeout == 0 {
 		opts.NRIRequestTimeout = 2 * time.Second
@@ -325,7 +324,7 @@ func findTools(opts Options) (tools, error) {
 		containerd: filepath.Join(bin, "containerd"),
 		ctr:        filepath.Join(bin, "ctr"),
 		pause:      filepath.Join(dir, "pause"),
-		standin:    filepath.Join(dir, "containerd-shim-kata-v2"),
+		standin:    filepath.Join(bin, "containerd-shim-kata-v2"),
 	}
 	unraised := filepath.Join(dir, "runc-unraised")
 	for _, path := range []string{t.containerd, t.ctr, t.pause, t.standin, unraised, filepath.Join(bin, "containerd-shim-runc-v2")} {

@@ -51,45 +51,55 @@ func output(t *testing.T, c *bed.Container, command ...string) string {
 	return strings.TrimSpace(r.Stdout)
 }
 
-func TestEveryHandlerRunsPodsAndStopLeavesNothing(t *testing.T) {
+// everyVersion runs a test with each release of containerd that a bed has.
+func everyVersion(t *testing.T, test func(t *testing.T, version string)) {
+	t.Helper()
 	for _, version := range []string{"2.4", "1.7"} {
-		t.Run(version, func(t *testing.T) {
-			b, err := bed.Start(bed.Options{ContainerdVersion: version})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.Stop() // when the test fails before its own
-			for handler := range bed.DefaultHandlers(version) {
-				c := runContainer(t, b, bed.PodSpec{Handler: handler}, bed.ContainerSpec{})
-				if got := output(t, c, "echo", handler); got != handler {
-					t.Errorf("handler %s: exec printed %q", handler, got)
-				}
-				if err := c.Pod.Remove(testContext(t)); err != nil {
-					t.Error(err)
-				}
-				if _, err := os.Stat(b.Bundle(c.ID)); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("handler %s: the bundle of a removed container: %v, expected none", handler, err)
-				}
-			}
-			// One pod is left for Stop to remove.
-			runContainer(t, b, bed.PodSpec{}, bed.ContainerSpec{})
-			if err := b.Stop(); err != nil {
-				t.Error(err)
-			}
-			if _, err := os.Stat(b.Dir()); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("the directory of a stopped bed: %v, expected none", err)
-			}
-		})
+		t.Run(version, func(t *testing.T) { test(t, version) })
 	}
 }
 
+func TestEveryHandlerRunsPodsAndStopLeavesNothing(t *testing.T) {
+	everyVersion(t, func(t *testing.T, version string) {
+		b, err := bed.Start(bed.Options{ContainerdVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Stop() // when the test fails before its own
+		for handler := range bed.DefaultHandlers() {
+			c := runContainer(t, b, bed.PodSpec{Handler: handler}, bed.ContainerSpec{})
+			if got := output(t, c, "echo", handler); got != handler {
+				t.Errorf("handler %s: exec printed %q", handler, got)
+			}
+			if err := c.Pod.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(b.Bundle(c.ID)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("handler %s: the bundle of a removed container: %v, expected none", handler, err)
+			}
+		}
+		// One pod is left for Stop to remove.
+		runContainer(t, b, bed.PodSpec{}, bed.ContainerSpec{})
+		if err := b.Stop(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(b.Dir()); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the directory of a stopped bed: %v, expected none", err)
+		}
+	})
+}
+
 func TestContainerIsWhatItsSpecSays(t *testing.T) {
-	b := bed.ForTest(t, bed.Options{})
+	everyVersion(t, testContainerIsWhatItsSpecSays)
+}
+
+func testContainerIsWhatItsSpecSays(t *testing.T, version string) {
+	b := bed.ForTest(t, bed.Options{ContainerdVersion: version})
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("mounted"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := runContainer(t, b, bed.PodSpec{}, bed.ContainerSpec{
+	c := runContainer(t, b, bed.PodSpec{Handler: "kata"}, bed.ContainerSpec{
 		Command:     []string{"sh", "-c", "echo started; exec sleep 1000"},
 		Env:         []string{"KEY=a=b"},
 		Devices:     []bed.Device{{Host: "/dev/null", Container: "/dev/vfio/7"}},
@@ -130,64 +140,17 @@ func TestContainerIsWhatItsSpecSays(t *testing.T) {
 	if log, err := os.ReadFile(c.LogPath()); err != nil || !strings.Contains(string(log), "stdout F started") {
 		t.Errorf("log: %q, %v", log, err)
 	}
-}
-
-func TestKataStandInRecordsWhatItIsGiven(t *testing.T) {
-	config := filepath.Join(t.TempDir(), "configuration.toml")
-	b := bed.ForTest(t, bed.Options{Handlers: map[string]bed.Handler{
-		"runc": {}, "kata": {RuntimeType: bed.KataType, ConfigPath: config},
-	}})
-	c := runContainer(t, b, bed.PodSpec{Handler: "kata"}, bed.ContainerSpec{Devices: []bed.Device{{Host: "/dev/full", Container: "/dev/vfio/9"}}})
-
-	sandbox, err := b.ShimCreate(c.Pod.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sandbox.ContainerType != "sandbox" || sandbox.ConfigPath != config || sandbox.Bundle != b.Bundle(c.Pod.ID) {
-		t.Errorf("the sandbox was created as %+v", sandbox)
-	}
-	container, err := b.ShimCreate(c.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if container.ContainerType != "container" || len(container.Devices) != 1 || container.Devices[0].Path != "/dev/vfio/9" || container.Devices[0].Minor != 7 {
-		t.Errorf("the container was created as %+v", container)
-	}
-	if container.PID != sandbox.PID {
-		t.Errorf("sandbox and container were created by processes %d and %d, expected one shim for the pod", sandbox.PID, container.PID)
-	}
-	events, err := b.ShimEvents()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.ContainsFunc(events, func(e bed.ShimEvent) bool {
-		return e.Event == "invoked" && slices.Contains(e.Args, "start") && e.Dir == b.Bundle(c.Pod.ID)
-	}) {
-		t.Errorf("no start in the sandbox's bundle among the events %+v", events)
-	}
-}
-
-func TestHandlerRunsShimAtItsPath(t *testing.T) {
-	dir := t.TempDir()
-	shim, called := filepath.Join(dir, "shim"), filepath.Join(dir, "called")
-	script := "#!/bin/sh\necho \"$*\" >> " + called + "\nexec containerd-shim-kata-v2 \"$@\"\n"
-	if err := os.WriteFile(shim, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	b := bed.ForTest(t, bed.Options{Handlers: map[string]bed.Handler{
-		"runc": {}, "kata-qat": {RuntimeType: bed.KataType, RuntimePath: shim},
-	}})
-	c := runContainer(t, b, bed.PodSpec{}, bed.ContainerSpec{})
-	if args, err := os.ReadFile(called); err != nil || !strings.Contains(string(args), c.Pod.ID+" start") {
-		t.Errorf("the shim at the path was called with %q, %v: expected a start of the sandbox", args, err)
-	}
-	if _, err := b.ShimCreate(c.ID); err != nil {
-		t.Error(err)
+	if status, err := c.Status(testContext(t)); err != nil || status.ExitCode != 128+int32(syscall.SIGKILL) {
+		t.Errorf("the killed container: %v, %v: expected the exit code of SIGKILL", status, err)
 	}
 }
 
 func TestPodsOutliveContainerd(t *testing.T) {
-	b := bed.ForTest(t, bed.Options{})
+	everyVersion(t, testPodsOutliveContainerd)
+}
+
+func testPodsOutliveContainerd(t *testing.T, version string) {
+	b := bed.ForTest(t, bed.Options{ContainerdVersion: version})
 	c := runContainer(t, b, bed.PodSpec{}, bed.ContainerSpec{})
 	started := []string{"sh", "-c", "set -- $(cat /proc/1/stat); echo ${22}"}
 	before := output(t, c, started...)

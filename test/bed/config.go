@@ -149,8 +149,11 @@ func (b *Bed) runtimeEntry(h Handler) table {
 	entry := table{
 		"runtime_type":                    h.RuntimeType,
 		"privileged_without_host_devices": true,
-		"pod_annotations":                 []string{"io.katacontainers.*"},
+		"pod_annotations":                 h.PodAnnotations,
 		"container_annotations":           []string{"io.katacontainers.*"},
+	}
+	if h.PodAnnotations == nil {
+		entry["pod_annotations"] = []string{"io.katacontainers.*"}
 	}
 	if h.RuntimeType == "" {
 		entry["runtime_type"] = RuncType

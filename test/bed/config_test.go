@@ -2,6 +2,7 @@ package bed
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +64,26 @@ func TestRuntimeEntryHasOptionsOfItsShim(t *testing.T) {
 		}
 		if got := at(config, "plugins", plugin, "containerd", "runtimes", "wrapped", "runtime_path"); got != "/opt/shim" {
 			t.Errorf("containerd %s: runtime_path is %v", version, got)
+		}
+	}
+}
+
+func TestRuntimeEntryPassesPodAnnotationsOn(t *testing.T) {
+	for version, plugin := range criPlugin {
+		config := written(t, Options{ContainerdVersion: version, Handlers: map[string]Handler{
+			"runc":    {},
+			"wrapped": {PodAnnotations: []string{"io.katacontainers.*", "kata-qat.io/*"}},
+			"none":    {PodAnnotations: []string{}},
+		}})
+		for handler, want := range map[string][]any{
+			"runc":    {"io.katacontainers.*"},
+			"wrapped": {"io.katacontainers.*", "kata-qat.io/*"},
+			"none":    {},
+		} {
+			got, ok := at(config, "plugins", plugin, "containerd", "runtimes", handler, "pod_annotations").([]any)
+			if !ok || !slices.Equal(got, want) {
+				t.Errorf("containerd %s, handler %s: pod_annotations are %v, expected %v", version, handler, got, want)
+			}
 		}
 	}
 }

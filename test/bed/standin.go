@@ -21,11 +21,13 @@ type ShimEvent struct {
 	Args []string `json:"args"`
 	Dir  string   `json:"dir"`
 
-	// Of a Create: what the bundle's config.json said at that moment.
+	// Of a Create: what was asked for, and what the bundle's config.json said
+	// at that moment. Devices are its linux.devices.
 	ID            string              `json:"id"`
 	Bundle        string              `json:"bundle"`
-	ContainerType string              `json:"containerType"` // "sandbox" or "container"
 	ConfigPath    string              `json:"configPath"`
+	ContainerType string              `json:"containerType"` // "sandbox" or "container"
+	Annotations   map[string]string   `json:"annotations"`
 	Devices       []specs.LinuxDevice `json:"devices"`
 }
 

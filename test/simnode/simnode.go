@@ -9,9 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,8 +21,10 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/kata-qat/kata-qat/internal/api"
 	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/internal/qat/qattest"
+	"github.com/kata-qat/kata-qat/shim"
 	"github.com/kata-qat/kata-qat/test/bed"
 )
 
@@ -32,6 +36,9 @@ type Options struct {
 	Machine *qattest.Node
 	// Config is laid over the daemon's configuration, which is standalone.
 	Config map[string]any
+	// Shims puts our shim before the real shim of these handlers of
+	// Bed.Handlers, by the file name that the real one has in build/tools.
+	Shims map[string]string
 }
 
 // Node is a running node without a daemon: see StartDaemon.
@@ -41,6 +48,7 @@ type Node struct {
 	Binary string // kata-qat
 	dir    string
 	config string
+	shim   map[string]any // the shim's configuration
 }
 
 // containerdDir is short: the paths of sockets are bounded.
@@ -79,11 +87,64 @@ func Start(o Options) (_ *Node, err error) {
 	}
 	// containerd is found below the host's root, as on a real node.
 	o.Bed.Dir = filepath.Join(n.Tree.Root, containerdDir)
+	if len(o.Shims) > 0 {
+		if err := n.wrap(&o); err != nil {
+			return nil, err
+		}
+	}
 	if n.Bed, err = bed.Start(o.Bed); err != nil {
 		return nil, err
 	}
 	return n, n.Configure(o.Config)
 }
+
+// wrap makes our shim the runtime_path of the handlers, under the name that
+// tells it which one it serves.
+func (n *Node) wrap(o *Options) error {
+	tools := filepath.Join(filepath.Dir(filepath.Dir(n.Binary)), "build", "tools")
+	if o.Bed.ContainerdVersion == "1.7" {
+		tools = filepath.Join(tools, "1.7")
+	}
+	runtimes := map[string]string{}
+	handlers := maps.Clone(o.Bed.Handlers)
+	for handler, real := range o.Shims {
+		runtimes[handler] = filepath.Join(tools, real)
+		h := handlers[handler]
+		h.RuntimePath = filepath.Join(n.dir, "shims", "containerd-shim-"+handler+"-v2")
+		// Kata's own, and ours for a pool without kubelet.
+		h.PodAnnotations = []string{"io.katacontainers.*", "kata-qat.io/*"}
+		handlers[handler] = h
+		if err := os.MkdirAll(filepath.Dir(h.RuntimePath), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink(filepath.Join(filepath.Dir(n.Binary), "containerd-shim-kata-qat-v2"), h.RuntimePath); err != nil {
+			return err
+		}
+	}
+	o.Bed.Handlers = handlers
+	o.Bed.Env = append(slices.Clone(o.Bed.Env), shim.ConfigEnv+"="+n.ShimConfig())
+	return n.ConfigureShim(map[string]any{"runtimes": runtimes})
+}
+
+// ShimConfig is the shim's configuration file.
+func (n *Node) ShimConfig() string { return filepath.Join(n.dir, "shim.toml") }
+
+// ConfigureShim writes the shim's configuration, with changes laid over the
+// node's own.
+func (n *Node) ConfigureShim(changes map[string]any) error {
+	if n.shim == nil {
+		n.shim = map[string]any{"socket": n.APISocket()}
+	}
+	maps.Copy(n.shim, changes)
+	b, err := toml.Marshal(n.shim)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.ShimConfig(), b, 0o644)
+}
+
+// APISocket is where the daemon serves its API.
+func (n *Node) APISocket() string { return filepath.Join(n.RunDir(), api.SocketName) }
 
 // Configure writes the daemon's configuration, with changes laid over the
 // node's own.
@@ -92,6 +153,7 @@ func (n *Node) Configure(changes map[string]any) error {
 		"standalone": true,
 		"run_dir":    n.RunDir(),
 		"nri":        map[string]any{"socket": n.NRISocket()},
+		"containerd": map[string]any{"state": "/" + containerdDir + "/state"},
 	}
 	for k, v := range changes {
 		c[k] = v

@@ -8,12 +8,15 @@ tool (
 	github.com/containerd/containerd/v2/cmd/ctr
 )
 
+replace github.com/kata-qat/kata-qat/test/tools/standin => ./standin
+
 require (
 	github.com/containerd/containerd/api v1.12.0
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/plugin v1.1.0
 	github.com/containerd/ttrpc v1.2.9
 	github.com/containerd/typeurl/v2 v2.3.0
+	github.com/kata-qat/kata-qat/test/tools/standin v0.0.0
 	github.com/opencontainers/runtime-spec v1.3.0
 )
 

@@ -1,21 +1,14 @@
-// Command containerd-shim-kata-v2 stands in for the Kata shim in the test beds:
-// runc behind Kata's name. It takes a runtime entry as Kata's is written, with
-// options.ConfigPath, which runc's own shim refuses, and it records what it was
-// given, so that a test can tell what a real Kata would have built a VM from.
-//
-// It is told by its environment, which it has from containerd:
-//
-//	KATA_STANDIN_RECORD     file to which the record is appended, one JSON object a line
-//	KATA_STANDIN_RUNC       the runc binary
-//	KATA_STANDIN_RUNC_ROOT  runc's state directory
+// Command containerd-shim-kata-v2 stands in for the Kata shim in the test beds
+// of containerd 2: runc behind Kata's name. It takes a runtime entry as Kata's
+// is written, with options.ConfigPath, which runc's own shim refuses, and it
+// records what it was given, so that a test can tell what a real Kata would
+// have built a VM from. Package standin says what its environment tells it.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -29,44 +22,9 @@ import (
 	"github.com/containerd/plugin/registry"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
-	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-qat/kata-qat/test/tools/standin"
 )
-
-// event is one line of the record; package bed of the main module reads it.
-type event struct {
-	Event string `json:"event"` // "invoked" or "create"
-	PID   int    `json:"pid"`
-
-	Args []string `json:"args,omitempty"` // of an invocation
-	Dir  string   `json:"dir,omitempty"`
-
-	ID            string              `json:"id,omitempty"` // of a Create
-	Bundle        string              `json:"bundle,omitempty"`
-	ContainerType string              `json:"containerType,omitempty"` // "sandbox" or "container"
-	ConfigPath    string              `json:"configPath,omitempty"`
-	Devices       []specs.LinuxDevice `json:"devices,omitempty"`
-}
-
-// record appends one event. A single write to a file opened for appending is
-// not torn by the other shims that write to it.
-func record(e event) error {
-	path := os.Getenv("KATA_STANDIN_RECORD")
-	if path == "" {
-		return nil
-	}
-	e.PID = os.Getpid()
-	line, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.Write(append(line, '\n'))
-	return err
-}
 
 // service is runc's task service with a Create that understands Kata's options.
 type service struct {
@@ -79,38 +37,20 @@ func (s service) RegisterTTRPC(server *ttrpc.Server) error {
 }
 
 func (s service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	e := event{Event: "create", ID: r.ID, Bundle: r.Bundle}
-	if r.Options != nil {
-		options, err := typeurl.UnmarshalAny(r.Options)
-		if err != nil {
+	var kata runtimeoptions.Options
+	if r.Options != nil && typeurl.Is(r.Options, &kata) {
+		if err := typeurl.UnmarshalTo(r.Options, &kata); err != nil {
 			return nil, fmt.Errorf("read the options of %s: %w", r.ID, err)
 		}
-		if kata, ok := options.(*runtimeoptions.Options); ok {
-			e.ConfigPath = kata.ConfigPath
-		}
 	}
-	config, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+	if err := standin.Created(r.ID, r.Bundle, kata.ConfigPath); err != nil {
+		return nil, err
+	}
+	options, err := typeurl.MarshalAnyToProto(&runcoptions.Options{BinaryName: standin.Runc(), Root: standin.RuncRoot()})
 	if err != nil {
 		return nil, err
 	}
-	var spec specs.Spec
-	if err := json.Unmarshal(config, &spec); err != nil {
-		return nil, fmt.Errorf("read config.json of %s: %w", r.ID, err)
-	}
-	e.ContainerType = spec.Annotations["io.kubernetes.cri.container-type"]
-	if spec.Linux != nil {
-		e.Devices = spec.Linux.Devices
-	}
-	if err := record(e); err != nil {
-		return nil, fmt.Errorf("record the creation of %s: %w", r.ID, err)
-	}
-	r.Options, err = typeurl.MarshalAnyToProto(&runcoptions.Options{
-		BinaryName: os.Getenv("KATA_STANDIN_RUNC"),
-		Root:       os.Getenv("KATA_STANDIN_RUNC_ROOT"),
-	})
-	if err != nil {
-		return nil, err
-	}
+	r.Options = options
 	return s.TTRPCTaskService.Create(ctx, r)
 }
 
@@ -137,13 +77,9 @@ func main() {
 		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
 		InitFn:   newService,
 	})
-	dir, err := os.Getwd()
-	if err == nil {
-		err = record(event{Event: "invoked", Args: os.Args, Dir: dir})
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "containerd-shim-kata-v2 (stand-in): record the invocation:", err)
+	if err := standin.Invoked(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	shim.RunShim(context.Background(), manager.NewShimManager("io.containerd.kata.v2"))
+	shim.RunShim(context.Background(), manager.NewShimManager(standin.RuntimeType))
 }
