@@ -29,6 +29,8 @@ var benchmarks = []struct {
 	run  func(context.Context, options) error
 }{
 	{"create", benchCreate},
+	{"shim", benchShim},
+	{"pod", benchPod},
 	{"footprint", benchFootprint},
 }
 
@@ -37,7 +39,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 8, "rounds of each paired measurement")
 	flag.IntVar(&o.n, "n", 100, "runs in a round")
 	flag.DurationVar(&o.idle, "idle", 60*time.Second, "how long the idle daemon is watched")
-	only := flag.String("only", "", "run only this benchmark: create, footprint")
+	only := flag.String("only", "", "run only this benchmark: create, shim, pod, footprint")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

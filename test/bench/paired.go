@@ -11,9 +11,11 @@ import (
 
 // variant is one side of a paired measurement.
 type variant struct {
-	name   string
-	config map[string]any
-	rounds []bed.Durations
+	name    string
+	config  map[string]any // of the daemon
+	command string
+	handler string
+	rounds  []bed.Durations
 }
 
 // interleave measures all variants in every round, the order turned around from
@@ -49,7 +51,7 @@ func interleave(ctx context.Context, o options, vs []variant, measure func(conte
 // ratio of the medians round by round, of which the median is the figure to
 // quote.
 func printPaired(title string, vs []variant) {
-	fmt.Printf("\n### %s\n\n| | p50 | p90 | p99 | p50 against the first: median (lowest to highest round) |\n|---|---|---|---|---|\n", title)
+	fmt.Printf("\n### %s\n\n| | p50 | p90 | p99 | p50 against the first, round by round: median (lowest to highest) |\n|---|---|---|---|---|\n", title)
 	for i, v := range vs {
 		var all bed.Durations
 		ratios := make([]float64, len(v.rounds))

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/kata-qat/kata-qat/shim"
+	"github.com/kata-qat/kata-qat/test/bed"
+	"github.com/kata-qat/kata-qat/test/simnode"
+)
+
+// realShim ends at once: what is measured is what ours adds to any.
+const realShim = "/bin/true"
+
+// benchShim compares the start of a sandbox's shim behind ours, which asks the
+// daemon and rewrites a real config.json for two VFs, with the real shim alone.
+func benchShim(ctx context.Context, o options) (err error) {
+	node, err := start(nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, node.Stop()) }()
+	d, err := node.StartDaemon(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Stop()) }()
+	pod, err := node.RunPod(ctx, bed.PodSpec{HostNetwork: true, Annotations: map[string]string{"kata-qat.io/request.main": "cy=2"}})
+	if err != nil {
+		return err
+	}
+	// Like /run, where containerd has its bundles, /dev/shm is in memory.
+	bundle, err := os.MkdirTemp("/dev/shm", "kq")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(bundle)
+	spec, err := os.ReadFile(filepath.Join(node.Bundle(pod.ID), "config.json"))
+	if err != nil {
+		return err
+	}
+	config := filepath.Join(bundle, "shim.toml")
+	text := fmt.Sprintf("socket = %q\n[runtimes]\nkata-qat = %q\n", node.APISocket(), realShim)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return err
+	}
+	ours := filepath.Join(filepath.Dir(node.Binary), "containerd-shim-kata-qat-v2")
+	measure := func(ctx context.Context, v *variant, n int) error {
+		var took bed.Durations
+		for range n {
+			for _, name := range []string{"config.json", shim.Original} {
+				if err := os.Remove(filepath.Join(bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return err
+				}
+			}
+			if err := os.WriteFile(filepath.Join(bundle, "config.json"), spec, 0o644); err != nil {
+				return err
+			}
+			cmd := exec.CommandContext(ctx, v.command, "-namespace", "k8s.io", "-id", pod.ID, "start")
+			cmd.Dir, cmd.Env = bundle, append(os.Environ(), shim.ConfigEnv+"="+config)
+			began := time.Now()
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			took = append(took, time.Since(began))
+		}
+		v.rounds = append(v.rounds, took)
+		return nil
+	}
+	variants := []variant{{name: "real shim alone", command: realShim}, {name: "behind ours", command: ours}}
+	if err := interleave(ctx, options{rounds: o.rounds, n: 200 / o.rounds}, variants, measure); err != nil {
+		return err
+	}
+	printPaired("start of a sandbox's shim, 200 interleaved runs", variants)
+	return errors.Join(pod.Stop(ctx), pod.Remove(ctx))
+}
+
+// benchPod compares a whole pod start over CRI, sandbox and one container with
+// two VFs, with the shim and the plugin and without either.
+func benchPod(ctx context.Context, o options) (err error) {
+	node, err := start(func(so *simnode.Options) {
+		so.Bed.Handlers = map[string]bed.Handler{"kata-qat": {RuntimeType: bed.RuncType}, "plain": {RuntimeType: bed.RuncType}}
+		so.Shims = map[string]string{"kata-qat": "containerd-shim-runc-v2"}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, node.Stop()) }()
+	measure := func(ctx context.Context, v *variant, n int) error {
+		var d *simnode.Daemon
+		if v.handler == "kata-qat" {
+			var err error
+			if d, err = node.StartDaemon(ctx); err != nil {
+				return err
+			}
+		}
+		var took bed.Durations
+		for range n {
+			began := time.Now()
+			pod, err := node.RunPod(ctx, bed.PodSpec{Handler: v.handler, HostNetwork: true, Annotations: map[string]string{"kata-qat.io/request.main": "cy=2"}})
+			if err != nil {
+				return err
+			}
+			if _, err := pod.RunContainer(ctx, bed.ContainerSpec{}); err != nil {
+				return err
+			}
+			took = append(took, time.Since(began))
+			if err := errors.Join(pod.Stop(ctx), pod.Remove(ctx)); err != nil {
+				return err
+			}
+		}
+		v.rounds = append(v.rounds, took)
+		if d != nil {
+			return d.Stop()
+		}
+		return nil
+	}
+	variants := []variant{{name: "without kata-qat", handler: "plain"}, {name: "with plugin and shim, two VFs", handler: "kata-qat"}}
+	n := max(1, o.n/10)
+	if err := interleave(ctx, options{rounds: o.rounds, n: n}, variants, measure); err != nil {
+		return err
+	}
+	printPaired(fmt.Sprintf("Start of a pod with one container over CRI, %d interleaved rounds of %d", o.rounds, n), variants)
+	return nil
+}
