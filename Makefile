@@ -16,8 +16,8 @@ STATIC  := CGO_ENABLED=0 $(GO) build -trimpath
 TEST    := CGO_ENABLED=1 $(GO) test -race
 
 # Unit tests write machines of thousands of small files: in memory where that
-# is possible, but not the test programs themselves (/dev/shm may be noexec).
-INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && echo TMPDIR=/dev/shm GOTMPDIR=/tmp)
+# is possible. The go command puts test programs there, too.
+INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noexec' /proc/mounts && echo TMPDIR=/dev/shm)
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
 TAGS    := bed lab
