@@ -20,7 +20,7 @@ TEST    := CGO_ENABLED=1 $(GO) test -race
 INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noexec' /proc/mounts && echo TMPDIR=/dev/shm)
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
-TAGS    := bed lab
+TAGS    := bed lab kernel
 MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 
@@ -38,7 +38,7 @@ build: ## build the programs into bin
 
 .PHONY: help
 help: ## list what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what tests need and this machine lacks (root; Debian or Ubuntu)
@@ -62,11 +62,13 @@ $(TOOLS)/1.7/.stamp: test/tools/containerd17/go.mod test/tools/containerd17/go.s
 	@touch $@
 
 .PHONY: test
-test: ## run everything: set-up, lint, unit tests, containerd bed
+test: ## run everything: set-up, lint, unit tests, containerd bed, QEMU lab, kernel trees
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory bed
+	@$(MAKE) --no-print-directory lab-test
+	@$(MAKE) --no-print-directory kernel-test
 	@echo "==> all passed"
 
 .PHONY: unit
@@ -79,6 +81,21 @@ unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 bed: build tools ## run the tests that start a real containerd (root)
 	@echo "==> containerd bed tests"
 	@$(TEST) -tags bed -count 1 -p 1 -timeout $(BEDTIME) ./test/...
+
+.PHONY: lab-setup
+lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 MB)
+	@test/lab/setup.sh
+
+.PHONY: lab-test
+lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped devices (root)
+	@echo "==> lab tests, in QEMU guests"
+	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab/...
+
+.PHONY: kernel-test
+kernel-test: ## merge the kernel configuration fragments into real kernel trees
+	@echo "==> kernel configuration"
+	@test/kernel/setup.sh
+	@$(GO) test -tags kernel -count 1 -timeout 15m ./kernel-config
 
 .PHONY: demo
 demo: setup build tools ## show a pod getting its QAT devices, in a containerd bed (root)

@@ -52,6 +52,9 @@ func report(stderr io.Writer, err error) int {
 		return exitOK
 	}
 	for _, line := range flatten(err) {
+		if line.Error() == "" { // only an exit code
+			continue
+		}
 		fmt.Fprintf(stderr, "kata-qat: %s\n", oneLine(line))
 	}
 	var exit cli.ExitCoder
@@ -115,6 +118,7 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 		Commands: []*cli.Command{
 			dumpCommand(),
 			devicesCommand(),
+			kernelConfigCommand(),
 			nriPluginCommand(),
 			completionCommand(),
 			versionCommand(),
