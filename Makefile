@@ -119,6 +119,10 @@ lint: ## gofmt, go vet, staticcheck and shellcheck
 	@echo "==> shellcheck"
 	@shellcheck $(SCRIPTS)
 
+.PHONY: generate
+generate: ## generate the API's code from its .proto file, with pinned generators
+	@cd test/tools/protogen && $(GO) run . -root ../../.. internal/api/v1/node.proto
+
 .PHONY: clean
 clean: ## remove what was built
 	@rm -rf bin build

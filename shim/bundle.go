@@ -11,8 +11,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/kata-qat/kata-qat/internal/api"
-	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
+	"github.com/kata-qat/kata-qat/internal/api/oneshot"
 )
 
 const (
@@ -33,8 +32,12 @@ const (
 	sandboxUID       = "io.kubernetes.cri.sandbox-uid"
 )
 
-// ours is the prefix of the annotations that the daemon is told of.
-const ours = "kata-qat.io/"
+// The daemon is told of our own annotations and of Kata's, which it may have to
+// add to.
+const (
+	ours  = "kata-qat.io/"
+	katas = "io.katacontainers."
+)
 
 // bundle is an OCI bundle whose config.json was read. Only what concerns us is
 // ever decoded; the rest stays as the bytes that it was.
@@ -79,18 +82,13 @@ func (b *bundle) pod() string {
 	return b.annotations[sandboxNamespace] + "/" + b.annotations[sandboxName]
 }
 
-func (b *bundle) request(handler string) *nodev1.PrepareSandboxRequest {
-	r := &nodev1.PrepareSandboxRequest{
-		Client:    api.Self(),
-		SandboxId: b.annotations[sandboxID], Namespace: b.annotations[sandboxNamespace],
-		Name: b.annotations[sandboxName], Uid: b.annotations[sandboxUID],
-		RuntimeHandler: handler,
+func (b *bundle) request(handler string) oneshot.Sandbox {
+	r := oneshot.Sandbox{
+		ID: b.annotations[sandboxID], Namespace: b.annotations[sandboxNamespace], Name: b.annotations[sandboxName],
+		UID: b.annotations[sandboxUID], RuntimeHandler: handler, Annotations: make(map[string]string),
 	}
 	for k, v := range b.annotations {
-		if strings.HasPrefix(k, ours) {
-			if r.Annotations == nil {
-				r.Annotations = make(map[string]string)
-			}
+		if strings.HasPrefix(k, ours) || strings.HasPrefix(k, katas) {
 			r.Annotations[k] = v
 		}
 	}
@@ -100,8 +98,8 @@ func (b *bundle) request(handler string) *nodev1.PrepareSandboxRequest {
 // rewrite puts the answer into config.json and keeps the original beside it.
 // The new spec is complete on disk before it takes the name; on an error
 // config.json is as it was and nothing of ours is left.
-func (b *bundle) rewrite(answer *nodev1.PrepareSandboxResponse) (err error) {
-	edited, err := b.edited(answer)
+func (b *bundle) rewrite(edits *oneshot.Edits) (err error) {
+	edited, err := b.edited(edits)
 	if err != nil {
 		return fmt.Errorf("edit %s of bundle %s: %w", configJSON, b.path(), err)
 	}
@@ -153,24 +151,24 @@ func ignoreMissing(err error) error {
 }
 
 // edited returns the spec with the answer in it.
-func (b *bundle) edited(answer *nodev1.PrepareSandboxResponse) ([]byte, error) {
+func (b *bundle) edited(edits *oneshot.Edits) ([]byte, error) {
 	spec := make(map[string]json.RawMessage, len(b.spec)+2)
 	for k, v := range b.spec {
 		spec[k] = v
 	}
-	if len(answer.GetDevices()) > 0 {
-		linux, err := withDevices(spec["linux"], answer.GetDevices())
+	if len(edits.Devices) > 0 {
+		linux, err := withDevices(spec["linux"], edits.Devices)
 		if err != nil {
 			return nil, err
 		}
 		spec["linux"] = linux
 	}
-	if len(answer.GetAnnotations()) > 0 {
-		annotations := make(map[string]string, len(b.annotations)+len(answer.GetAnnotations()))
+	if len(edits.Annotations) > 0 {
+		annotations := make(map[string]string, len(b.annotations)+len(edits.Annotations))
 		for k, v := range b.annotations {
 			annotations[k] = v
 		}
-		for k, v := range answer.GetAnnotations() {
+		for k, v := range edits.Annotations {
 			annotations[k] = v
 		}
 		raw, err := encode(annotations)
@@ -184,7 +182,7 @@ func (b *bundle) edited(answer *nodev1.PrepareSandboxResponse) ([]byte, error) {
 
 // withDevices adds the nodes, and the device cgroup's leave to use them, to the
 // spec's linux section.
-func withDevices(raw json.RawMessage, nodes []*nodev1.DeviceNode) (json.RawMessage, error) {
+func withDevices(raw json.RawMessage, nodes []oneshot.Device) (json.RawMessage, error) {
 	linux, err := object(raw, "linux")
 	if err != nil {
 		return nil, err
@@ -202,7 +200,7 @@ func withDevices(raw json.RawMessage, nodes []*nodev1.DeviceNode) (json.RawMessa
 		return nil, err
 	}
 	for _, n := range nodes {
-		mode, uid, gid, major, minor := os.FileMode(n.GetMode()), n.GetUid(), n.GetGid(), n.GetMajor(), n.GetMinor()
+		mode, uid, gid, major, minor := os.FileMode(n.Mode), n.UID, n.GID, n.Major, n.Minor
 		there, err := hasDevice(devices, n)
 		if err != nil {
 			return nil, err
@@ -210,7 +208,7 @@ func withDevices(raw json.RawMessage, nodes []*nodev1.DeviceNode) (json.RawMessa
 		if there {
 			continue
 		}
-		device, err := encode(specs.LinuxDevice{Path: n.GetPath(), Type: "c", Major: major, Minor: minor, FileMode: &mode, UID: &uid, GID: &gid})
+		device, err := encode(specs.LinuxDevice{Path: n.Path, Type: "c", Major: major, Minor: minor, FileMode: &mode, UID: &uid, GID: &gid})
 		if err != nil {
 			return nil, err
 		}
@@ -234,17 +232,17 @@ func withDevices(raw json.RawMessage, nodes []*nodev1.DeviceNode) (json.RawMessa
 
 // hasDevice tells whether the spec has the node already; another device at its
 // path is an error.
-func hasDevice(devices []json.RawMessage, n *nodev1.DeviceNode) (bool, error) {
+func hasDevice(devices []json.RawMessage, n oneshot.Device) (bool, error) {
 	for _, raw := range devices {
 		var d specs.LinuxDevice
 		if err := json.Unmarshal(raw, &d); err != nil {
 			return false, fmt.Errorf("linux.devices: %w", err)
 		}
-		if d.Path != n.GetPath() {
+		if d.Path != n.Path {
 			continue
 		}
-		if d.Major != n.GetMajor() || d.Minor != n.GetMinor() {
-			return false, fmt.Errorf("device %s: the spec has it as %d:%d, expected %d:%d", d.Path, d.Major, d.Minor, n.GetMajor(), n.GetMinor())
+		if d.Major != n.Major || d.Minor != n.Minor {
+			return false, fmt.Errorf("device %s: the spec has it as %d:%d, expected %d:%d", d.Path, d.Major, d.Minor, n.Major, n.Minor)
 		}
 		return true, nil
 	}

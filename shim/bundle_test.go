@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
+	"github.com/kata-qat/kata-qat/internal/api/oneshot"
 )
 
 // sandboxSpec has fields that no version of the runtime spec knows, numbers
@@ -36,9 +36,9 @@ const sandboxSpec = `{
   }
 }`
 
-func answer() *nodev1.PrepareSandboxResponse {
-	return &nodev1.PrepareSandboxResponse{
-		Devices: []*nodev1.DeviceNode{
+func answer() *oneshot.Edits {
+	return &oneshot.Edits{
+		Devices: []oneshot.Device{
 			{Path: "/dev/vfio/41", Major: 511, Minor: 1, Mode: 0o660},
 			{Path: "/dev/vfio/42", Major: 511, Minor: 2, Mode: 0o660},
 		},

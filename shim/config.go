@@ -10,7 +10,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/kata-qat/kata-qat/internal/api"
+	"github.com/kata-qat/kata-qat/internal/api/oneshot"
 )
 
 // Config is the shim's own configuration, small because it is read at every
@@ -36,7 +36,7 @@ func LoadConfig(file string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the shim's configuration: %w: run kata-qat provision runtime, or write it with [runtimes] naming the real shims", err)
 	}
-	c := &Config{Socket: api.Socket, Timeout: defaultTimeout.String(), file: file}
+	c := &Config{Socket: oneshot.Socket, Timeout: defaultTimeout.String(), file: file}
 	if err := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields().Decode(c); err != nil {
 		return nil, decodeError(file, err)
 	}

@@ -6,15 +6,13 @@
 package shim
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 
-	"github.com/kata-qat/kata-qat/internal/api"
-	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
+	"github.com/kata-qat/kata-qat/internal/api/oneshot"
 )
 
 // ConfigFile is read at every start.
@@ -86,34 +84,17 @@ func prepare(cfg *Config, handler, dir string) error {
 	if !b.sandbox() {
 		return nil
 	}
-	answer, err := ask(cfg, b.request(handler))
+	edits, err := oneshot.PrepareSandbox(cfg.Socket, cfg.wait, b.request(handler))
 	if err != nil {
 		return fmt.Errorf("kata-qat: sandbox of pod %s: %w", b.pod(), err)
 	}
-	if len(answer.GetDevices()) == 0 && len(answer.GetAnnotations()) == 0 {
+	if len(edits.Devices) == 0 && len(edits.Annotations) == 0 {
 		return nil
 	}
-	if err := b.rewrite(answer); err != nil {
+	if err := b.rewrite(edits); err != nil {
 		return fmt.Errorf("kata-qat: sandbox of pod %s: %w", b.pod(), err)
 	}
 	return nil
-}
-
-// ask asks the daemon, within the configured time in all.
-func ask(cfg *Config, request *nodev1.PrepareSandboxRequest) (*nodev1.PrepareSandboxResponse, error) {
-	limit := cfg.wait
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	c, err := api.Dial(ctx, cfg.Socket)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	answer, err := c.PrepareSandbox(ctx, request)
-	if err != nil {
-		return nil, c.Explain("ask for the sandbox's devices", err, limit)
-	}
-	return answer, api.CheckDaemon(answer.GetDaemon())
 }
 
 // realShim is the shim that serves the handler. It is checked here, because

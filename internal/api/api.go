@@ -14,20 +14,17 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kata-qat/kata-qat/internal/api/oneshot"
 	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
 	"github.com/kata-qat/kata-qat/internal/version"
 )
 
+// What daemon and clients have in common.
 const (
-	// SocketName is the socket's name in the daemon's run directory.
-	SocketName = "node.sock"
-	// Socket is where the daemon serves unless it is configured otherwise.
-	Socket = "/run/kata-qat/" + SocketName
-	// Revision of the API that this build speaks. It grows with every field
-	// that a peer may want to rely on.
-	Revision = 1
-	// oldest is the oldest revision of a peer that this build can do with.
-	oldest = 1
+	SocketName = oneshot.SocketName
+	Socket     = oneshot.Socket
+	Revision   = oneshot.Revision
+	oldest     = oneshot.Oldest
 )
 
 // Client asks the daemon.
@@ -56,11 +53,7 @@ func Self() *nodev1.Client { return &nodev1.Client{Revision: Revision, Version: 
 
 // CheckDaemon refuses the answer of a daemon that is too old for this build.
 func CheckDaemon(d *nodev1.Daemon) error {
-	if d.GetRevision() >= oldest {
-		return nil
-	}
-	return fmt.Errorf("the node daemon (version %q) speaks revision %d of the API, this program (%s) needs %d: install the same version of both and restart the daemon",
-		d.GetVersion(), d.GetRevision(), version.Version, oldest)
+	return oneshot.CheckRevision(uint64(d.GetRevision()), d.GetVersion())
 }
 
 // Explain turns an error of a call into one that says what to do.

@@ -144,8 +144,8 @@ type PrepareSandboxRequest struct {
 	Name           string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	Uid            string                 `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
 	RuntimeHandler string                 `protobuf:"bytes,6,opt,name=runtime_handler,json=runtimeHandler,proto3" json:"runtime_handler,omitempty"`
-	// The annotations of the sandbox's spec that begin with "kata-qat.io/". They
-	// are the pod's and trusted for nothing.
+	// The annotations of the sandbox's spec that begin with "kata-qat.io/" or
+	// "io.katacontainers.". They are the pod's and trusted for nothing.
 	Annotations   map[string]string `protobuf:"bytes,7,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
