@@ -25,6 +25,11 @@ has runc || missing+=(runc)
 has_static_busybox || missing+=(busybox-static)
 has_c_compiler || missing+=(gcc libc6-dev)
 has shellcheck || missing+=(shellcheck)
+# Guests are made from initrds and images of every kind; one has kmod in it.
+has xz || missing+=(xz-utils)
+has zstd || missing+=(zstd)
+has kmod || missing+=(kmod)
+has mkfs.ext4 || missing+=(e2fsprogs)
 if [ ${#missing[@]} -eq 0 ]; then
 	exit 0
 fi

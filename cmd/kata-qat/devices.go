@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kata-qat/kata-qat/internal/config"
 	"github.com/kata-qat/kata-qat/internal/inventory"
 	"github.com/kata-qat/kata-qat/internal/output"
 	"github.com/kata-qat/kata-qat/internal/qat"
@@ -24,12 +25,21 @@ table, with what to do.
 Holders are the containers that have the VF's node in their spec. Where
 containerd cannot be asked they are shown as "?".
 
+With --watch it goes on until it is interrupted, and then exits with 0: on a
+terminal the table is kept up to date, in a pipe each change is one line, and with
+-o json one JSON object: event (present, added, changed, removed), address, before
+and after. It waits for the kernel's events of devices (uevents) and containerd's
+of containers, and does nothing in between.
+
 Examples:
    kata-qat devices
    kata-qat devices --ready
+   kata-qat devices --watch
+   kata-qat devices --watch -o json | jq -c 'select(.event != "present")'
    kata-qat devices -o json | jq -r '.pfs[].vfs[] | select(.holders == []) | .address'`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "ready", Usage: "only VFs that can be handed out"},
+			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "go on, and show every change as the kernel announces it"},
 			outputFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -44,22 +54,42 @@ Examples:
 			if err != nil {
 				return err
 			}
-			inv, err := qat.Discover(c.String("host-root"))
+			said := ""
+			read := func(ctx context.Context) (*inventory.Report, error) {
+				r, unknown, err := devicesReport(ctx, c, cfg)
+				// Once is enough for as long as --watch goes on.
+				if unknown != nil && oneLine(unknown) != said && ctx.Err() == nil {
+					said = oneLine(unknown)
+					fmt.Fprintf(c.App.ErrWriter, "kata-qat: not all holders are known: %s\n", said)
+				}
+				return r, err
+			}
+			if c.Bool("watch") {
+				return watchDevices(c, format, read)
+			}
+			r, err := read(c.Context)
 			if err != nil {
 				return err
-			}
-			table := vfio.Load(c.String("host-root"), inv, vfio.Options{AllowNoIOMMU: cfg.AllowNoIOMMU})
-			ctx, cancel := context.WithTimeout(c.Context, containerdTimeout)
-			defer cancel()
-			holders, err := inventory.FindHolders(ctx, nodeOf(c), table)
-			if err != nil {
-				fmt.Fprintf(c.App.ErrWriter, "kata-qat: not all holders are known: %s\n", oneLine(err))
-			}
-			r := inventory.New(inv, table, holders)
-			if c.Bool("ready") {
-				r.OnlyReady()
 			}
 			return inventory.Write(c.App.Writer, format, r, output.ColoursFor(c.App.Writer))
 		},
 	}
+}
+
+// devicesReport reads the devices, and who holds them. What it does not know of
+// holders is the first error, which leaves the rest as it is.
+func devicesReport(ctx context.Context, c *cli.Context, cfg *config.Config) (_ *inventory.Report, unknown, _ error) {
+	inv, err := qat.Discover(c.String("host-root"))
+	if err != nil {
+		return nil, nil, err
+	}
+	table := vfio.Load(c.String("host-root"), inv, vfio.Options{AllowNoIOMMU: cfg.AllowNoIOMMU})
+	ctx, cancel := context.WithTimeout(ctx, containerdTimeout)
+	defer cancel()
+	holders, unknown := inventory.FindHolders(ctx, nodeOf(c), table)
+	r := inventory.New(inv, table, holders)
+	if c.Bool("ready") {
+		r.OnlyReady()
+	}
+	return r, unknown, nil
 }

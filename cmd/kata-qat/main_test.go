@@ -164,7 +164,7 @@ func TestCompletion(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"d"}, "dump devices"},
+		{[]string{"d"}, "dump devices doctor"},
 		{[]string{"completion", ""}, "bash zsh fish"},
 		{[]string{"dump", "--so"}, "--source"},
 		{[]string{"dump", "--host"}, "--host-root"},

@@ -22,15 +22,16 @@ that go with them. Who holds what is learnt from the container's own spec, from
 kubelet, or (standalone = true) from the pod's annotations.
 
 It runs until it is told to stop and dials again when the runtime restarts. It
-must run as root. systemd/kata-qat.service starts it at boot.
+must run as root; deploy/systemd/kata-qat.service starts it at boot. SIGHUP has it
+read the devices again.
 
 Examples:
    kata-qat nri-plugin
    kata-qat --config ./config.toml nri-plugin --log-format json
    kata-qat --host-root /host nri-plugin --nri-socket /host/var/run/nri/nri.sock`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "nri-socket", Usage: "the runtime's NRI socket (default: nri.socket of the configuration)"},
-			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
+			&cli.StringFlag{Name: "nri-socket", Usage: "the runtime's NRI `SOCKET`, as this process sees it; the default is nri.socket of the configuration"},
+			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: text or json"},
 		},
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)

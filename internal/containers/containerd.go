@@ -100,17 +100,20 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// explain prefers the reason why the socket could not be reached to what gRPC
+// explain says why the containers could not be listed.
+func (c *Client) explain(err error) error { return &Error{c.address, c.cause(err)} }
+
+// cause prefers the reason why the socket could not be reached to what gRPC
 // makes of it.
-func (c *Client) explain(err error) error {
+func (c *Client) cause(err error) error {
 	s := status.Convert(err)
 	if refused := c.refused.Load(); s.Code() == codes.Unavailable && refused != nil {
-		return &Error{c.address, *refused}
+		return *refused
 	}
 	if s.Code() == codes.DeadlineExceeded {
-		return &Error{c.address, context.DeadlineExceeded}
+		return context.DeadlineExceeded
 	}
-	return &Error{c.address, errors.New(s.Message())}
+	return errors.New(s.Message())
 }
 
 func fromRecord(r *api.Container) Container {

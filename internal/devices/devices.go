@@ -171,37 +171,25 @@ func (m *Monitor) report(v *View) {
 	}
 }
 
-// settle is how long the kernel must be quiet before a change is looked at:
-// enabling the VFs of one PF is some hundred events.
-const settle = 200 * time.Millisecond
-
 // Run refreshes the view whenever the kernel announces a change of a PCI or
 // VFIO device, until the context ends. Without uevents (no permission, another
 // network namespace) it returns an error at once; the view then changes only by
 // Refresh.
 func (m *Monitor) Run(ctx context.Context) error {
-	events, err := listenUevents(ctx)
+	events, err := Events(ctx)
 	if err != nil {
 		return fmt.Errorf("listen to kernel events: %w", err)
 	}
-	quiet := time.NewTimer(settle)
-	quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err, ok := <-events:
-			switch {
-			case !ok:
-				return errors.New("listen to kernel events: the socket was closed")
-			case err != nil:
-				m.o.Log.WithError(err).Warn("kernel events were lost; the devices are read again")
-			}
-			quiet.Reset(settle)
-		case <-quiet.C:
-			if err := m.Refresh(); err != nil {
-				m.o.Log.WithError(err).Error("the devices could not be read again")
-			}
+	for err := range Settled(ctx, events) {
+		if err != nil {
+			m.o.Log.WithError(err).Warn("kernel events were lost; the devices are read again")
+		}
+		if err := m.Refresh(); err != nil {
+			m.o.Log.WithError(err).Error("the devices could not be read again")
 		}
 	}
+	if ctx.Err() == nil {
+		return errors.New("listen to kernel events: the socket was closed")
+	}
+	return nil
 }

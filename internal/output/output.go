@@ -68,6 +68,18 @@ func Data(w io.Writer, f Format, v any) error {
 	return err
 }
 
+// Line writes v as JSON on one line, without control characters.
+func Line(w io.Writer, v any) error {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("encode as JSON: %w", err)
+	}
+	_, err := w.Write(escape(buf.Bytes(), json16, true))
+	return err
+}
+
 // Rows writes a table: a header and rows of as many cells, in aligned columns.
 // An empty cell is written as "-".
 func Rows(w io.Writer, header []string, rows [][]string) error {
@@ -159,6 +171,9 @@ func (c Colours) Green(s string) string { return c.paint("32", s) }
 
 // Red is for what was removed and for what is wrong.
 func (c Colours) Red(s string) string { return c.paint("31", s) }
+
+// Yellow is for what could be better.
+func (c Colours) Yellow(s string) string { return c.paint("33", s) }
 
 // Cyan is for the places in a document.
 func (c Colours) Cyan(s string) string { return c.paint("36", s) }

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/output"
+	hostsetup "github.com/kata-qat/kata-qat/provision/host"
+	"github.com/kata-qat/kata-qat/provision/plan"
+)
+
+// The exit codes of provision beside those of all commands.
+const (
+	exitPending = 2 // --dry-run: something would be changed
+	exitReboot  = 3 // all is done that can be before a reboot
+)
+
+func provisionCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "provision",
+		Usage:       "make a machine ready, or put it back as it was",
+		Subcommands: []*cli.Command{provisionHostCommand(), provisionGuestCommand(), provisionRuntimeCommand()},
+	}
+}
+
+func provisionHostCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "host",
+		Usage: "drivers, SR-IOV and VFIO: make the VFs of this machine's QAT cards ready for VMs",
+		Description: `Checks the machine, then changes what is not as it should be: kernel command line,
+modules, services, the number of VFs and what they are bound to. What was there
+before is kept in ` + plan.Directory + `/journal.json, from which --undo restores it. A second run
+changes nothing; one that was killed is completed by another. If the IOMMU is
+off, it is switched on for the next boot, and a unit of systemd goes on then.
+
+Which PFs, and what they are to be like, stands in the tables provision.pf of the
+configuration, or in flags, which take the place of those tables. Without either
+every PF gets all its VFs, bound to vfio-pci, and keeps its services.
+
+Examples:
+   kata-qat provision host --dry-run
+   kata-qat provision host
+   kata-qat provision host --pf 0000:6b:00.0 --services "sym;asym" --auto-reset on
+   kata-qat provision host --driver packages
+   kata-qat provision host --undo
+
+Exit codes: 0 all is as it should be; 1 it failed; 2 with --dry-run: something
+would be changed; 3 the machine must be rebooted to go on.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "say what is and what would change, and change nothing"},
+			&cli.BoolFlag{Name: "undo", Usage: "put everything back as it was before the first run"},
+			&cli.StringSliceFlag{Name: "pf", Usage: "only the PF at this `ADDRESS`; may be given several times"},
+			&cli.StringFlag{Name: "family", Usage: "only PFs of this `FAMILY`: 4xxx, c62x, ..."},
+			&cli.IntFlag{Name: "numa", Usage: "only PFs of this NUMA `NODE`"},
+			&cli.StringFlag{Name: "services", Usage: "the `SERVICES` of these PFs: \"sym;asym\", dc, ..."},
+			&cli.IntFlag{Name: "vfs", Usage: "`NUMBER` of VFs of each PF (default: all)"},
+			&cli.StringFlag{Name: "vf-driver", Usage: "`DRIVER` of the VFs: vfio-pci or qat_vfio_pci"},
+			&cli.StringFlag{Name: "auto-reset", Usage: "`on` or off: let the driver reset a device that hangs"},
+			&cli.StringFlag{Name: "driver", Usage: "`SOURCE` of drivers and firmware: packages"},
+			&cli.StringFlag{Name: "driver-archive", Usage: "build and install the driver release in this local `FILE`, below --host-root"},
+			&cli.StringFlag{Name: "driver-sha256", Usage: "`DIGEST` of --driver-archive"},
+			outputFlag(),
+		},
+		Action: provisionHost,
+	}
+}
+
+func provisionHost(c *cli.Context) error {
+	if err := noArguments(c); err != nil {
+		return err
+	}
+	format, err := output.ParseFormat(c.String("output"))
+	if err != nil {
+		return usage(err)
+	}
+	if c.Bool("dry-run") && c.Bool("undo") {
+		return usage(errors.New("--dry-run and --undo: expected one of them"))
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	flags, err := provisionFlags(c, &cfg.Provision)
+	if err != nil {
+		return usage(err)
+	}
+	engine := plan.Engine{
+		Root: c.String("host-root"),
+		Steps: hostsetup.Steps(hostsetup.Options{
+			Root: c.String("host-root"), Config: cfg.Provision, AllowNoIOMMU: cfg.AllowNoIOMMU, BootFlags: flags,
+		}),
+		Progress: plan.NewProgress(c.App.ErrWriter),
+		Fault:    provisionFault,
+	}
+	run := engine.Apply
+	switch {
+	case c.Bool("dry-run"):
+		run = engine.Plan
+	case c.Bool("undo"):
+		run = engine.Undo
+	}
+	out, err := run(c.Context)
+	if werr := writeOutcome(c, format, out, err); werr != nil {
+		return errors.Join(err, werr)
+	}
+	return provisionExit(c, out, err)
+}
+
+// provisionFault stops a run as if it were killed. Only builds for tests set it.
+var provisionFault func(point string) error
+
+// ruleFlags are the flags that make a rule for PFs. The run at boot repeats
+// them; where drivers come from is for a person to say each time.
+var ruleFlags = []string{"family", "numa", "services", "vfs", "vf-driver", "auto-reset"}
+
+// plainValue is what a value of those flags can be, and systemd takes as one word
+// without quotes.
+var plainValue = regexp.MustCompile(`^[A-Za-z0-9;:._-]+$`)
+
+// provisionFlags puts what flags say into the configuration, and returns the
+// flags that a run at boot must have to do the same.
+func provisionFlags(c *cli.Context, p *config.Provision) (flags []string, _ error) {
+	for _, name := range ruleFlags {
+		if c.IsSet(name) {
+			flags = append(flags, fmt.Sprintf("--%s=%v", name, c.Value(name)))
+		}
+	}
+	for _, a := range c.StringSlice("pf") {
+		flags = append(flags, "--pf="+a)
+	}
+	for _, f := range flags {
+		if name, value, _ := strings.Cut(f, "="); !plainValue.MatchString(value) {
+			return nil, fmt.Errorf("%s %q: see kata-qat provision host --help", name, value)
+		}
+	}
+	if len(flags) > 0 {
+		rules, err := flagRules(c)
+		if err != nil {
+			return nil, err
+		}
+		p.PF = rules
+	}
+	if c.IsSet("driver") {
+		p.Driver.Source = c.String("driver")
+	}
+	if c.IsSet("driver-archive") {
+		p.Driver.Source, p.Driver.Archive, p.Driver.SHA256 = config.DriverArchive, c.String("driver-archive"), c.String("driver-sha256")
+	}
+	return flags, p.Check()
+}
+
+// flagRules are the rules that flags make: one for each --pf, or one for all.
+func flagRules(c *cli.Context) ([]config.PFRule, error) {
+	rule := config.PFRule{Match: config.Match{Family: c.String("family")}, Services: c.String("services"), Driver: c.String("vf-driver")}
+	if c.IsSet("numa") {
+		node := c.Int("numa")
+		rule.Match.NUMA = &node
+	}
+	if c.IsSet("vfs") {
+		n := c.Int("vfs")
+		rule.VFs = &n
+	}
+	if c.IsSet("auto-reset") {
+		on := c.String("auto-reset") == "on"
+		if !on && c.String("auto-reset") != "off" {
+			return nil, fmt.Errorf("--auto-reset %q: expected on or off", c.String("auto-reset"))
+		}
+		rule.AutoReset = &on
+	}
+	addresses := c.StringSlice("pf")
+	if len(addresses) == 0 {
+		return []config.PFRule{rule}, nil
+	}
+	var rules []config.PFRule
+	for _, a := range addresses {
+		rule.Match.Address = a
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+// writeOutcome shows what came of a run, which may have failed.
+func writeOutcome(c *cli.Context, format output.Format, out *plan.Outcome, failure error) error {
+	w := c.App.Writer
+	if format != output.Table {
+		return output.Data(w, format, out)
+	}
+	if err := plan.Write(w, out, output.ColoursFor(w)); err != nil || failure != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w, summary(out, c.Bool("dry-run"), c.Bool("undo")))
+	return err
+}
+
+// summary is one line about a run.
+func summary(out *plan.Outcome, dryRun, undo bool) string {
+	switch {
+	case undo && out.Changed:
+		return "Everything is as it was before."
+	case undo:
+		return "Nothing to undo: there is no journal."
+	case out.Reboot && dryRun:
+		return "Nothing was changed. The machine must be rebooted in between: what waits for that is done after it."
+	case out.Reboot:
+		return "Reboot this machine to go on."
+	case out.Pending && dryRun:
+		return "Nothing was changed."
+	case out.Pending:
+		return "Not all is as it should be."
+	case out.Changed:
+		return "All is as it should be now."
+	}
+	return "Nothing to do: all is as it should be."
+}
+
+// provisionExit chooses the exit code.
+func provisionExit(c *cli.Context, out *plan.Outcome, err error) error {
+	switch {
+	case err != nil && errors.Is(err, context.Canceled):
+		return errors.Join(plan.ErrInterrupted, err)
+	case err != nil:
+		return err
+	case c.Bool("dry-run") && out.Pending:
+		return cli.Exit("", exitPending)
+	case out.Reboot:
+		return cli.Exit("", exitReboot)
+	}
+	return nil
+}

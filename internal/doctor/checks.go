@@ -1,0 +1,55 @@
+package doctor
+
+// Checks are all checks. One that needs another to be met comes after it.
+var Checks = []Check{
+	{"config", Settings, "kata-qat's configuration is valid", checkConfig},
+
+	{"vt-d", Host, "the firmware offers an IOMMU", checkFirmwareIOMMU},
+	{"kernel-command-line", Host, "the kernel was started with the IOMMU on", checkCommandLine},
+	{"iommu", Host, "the kernel uses the IOMMU", checkIOMMU},
+	{"lockdown", Host, "Secure Boot and lockdown keep nothing away", checkLockdown},
+	{"vfio-kernel", Host, "the kernel has VFIO", checkVFIOKernel},
+	{"vfio-modules", Host, "VFIO's modules are loaded", unless("vfio-kernel", planned("modules", loadedModules))},
+	{"modules-load", Host, "VFIO is loaded at each boot", planned("modules", aFile("/etc/modules-load.d/kata-qat.conf"))},
+	{"modprobe", Host, "modprobe's options: deny-list, VF drivers off the host", planned("modules", aFile("/etc/modprobe.d/kata-qat.conf"))},
+	{"vf-modules", Host, "no VF driver is loaded on the host", checkVFModules},
+	{"udev-rule", Host, "udev gives group nodes their owner", planned("udev-rule", aFile("/etc/udev/rules.d/70-kata-qat.rules"))},
+	{"boot-unit", Host, "the host is provisioned at each boot", checkBootUnit},
+
+	{"sysfs", Devices, "all QAT devices can be read", checkSysfs},
+	{"pf", Devices, "there are QAT devices", checkPF},
+	{"firmware", Devices, "the devices' firmware is installed", preflight("firmware")},
+	{"pf-driver", Devices, "each device has its driver", checkPFDriver},
+	{"pf-state", Devices, "each device is up", planned("services", anAttribute("qat/state"))},
+	{"heartbeat", Devices, "each device's firmware answers", checkHeartbeat},
+	{"services", Devices, "each device offers the services that are configured", planned("services", anAttribute("qat/cfg_services"))},
+	{"auto-reset", Devices, "auto_reset is as configured", planned("services", anAttribute("qat/auto_reset"))},
+	{"sriov", Devices, "each device can have VFs", preflight("SR-IOV")},
+	{"autoprobe", Devices, "the host's drivers are kept from new VFs", planned("virtual-functions", anAttribute("sriov_drivers_autoprobe"))},
+	{"vfs", Devices, "the VFs are enabled", unless("sriov", planned("virtual-functions", anAttribute("sriov_numvfs")))},
+	{"deny-list", Devices, "vfio-pci takes these devices", checkDenyList},
+	{"vf-driver", Devices, "each VF is bound to VFIO", planned("virtual-functions", boundVFs)},
+	{"groups", Devices, "no IOMMU group is shared with another device", checkGroups},
+	{"nodes", Devices, "the groups' nodes are there, for nobody but their owner", checkNodes},
+
+	{"standalone", Daemon, "devices are given by one side only", checkStandalone},
+	{"run-dir", Daemon, "the daemon's directory is root's", checkRunDir},
+	{"daemon", Daemon, "the node daemon answers", checkDaemon},
+	{"daemon-version", Daemon, "daemon and kata-qat are of one version", checkDaemonVersion},
+	{"kubelet", Daemon, "kubelet says who holds what", checkKubelet},
+	{"cdi", Daemon, "the CDI files name every VF", checkCDI},
+
+	{"containerd", Runtime, "containerd answers", checkContainerd},
+	{"containerd-version", Runtime, "containerd can refuse containers without devices", checkContainerdVersion},
+	{"containerd-config", Runtime, "containerd's configuration can be read", checkContainerdConfig},
+	{"nri", Runtime, "NRI is on", checkNRI},
+	{"nri-required", Runtime, "no container is created without the plugin", checkRequired},
+	{"nri-connected", Runtime, "the daemon is connected to containerd", checkConnected},
+	{"shim-config", Runtime, "the shim knows Kata's shims", checkShim},
+	{"handlers", Runtime, "containerd starts pods with our shim", checkHandlers},
+
+	{"kata-config", Kata, "Kata's configuration can be read", checkKataConfig},
+	{"kata-config-d", Kata, "nothing strange is among Kata's drop-ins", checkKataDropIns},
+	{"cold-plug", Kata, "Kata takes devices at the start of a VM", checkColdPlug},
+	{"kata-profile", Kata, "Kata's settings fit the handler's profile", checkKataProfile},
+}
