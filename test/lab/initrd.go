@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/cpio"
 	"github.com/kata-qat/kata-qat/test/lab/report"
 )
 
@@ -55,30 +56,30 @@ func (l *lab) writeInitrd(ctx context.Context, file string, cfg Config) error {
 		return err
 	}
 	defer f.Close()
-	a := newArchive(f)
+	a := cpio.NewWriter(f)
 	// The kernel opens the console for init, and Go's runtime wants the null
 	// device, before init can mount /dev.
-	a.char("/dev/console", 5, 1)
-	a.char("/dev/null", 1, 3)
+	a.Char("/dev/console", 5, 1)
+	a.Char("/dev/null", 1, 3)
 	for _, d := range []string{"/root", "/var/lib", "/var/log", "/mnt", "/opt"} {
-		a.dir(d)
+		a.Dir(d)
 	}
-	a.file("/init", init)
-	a.bytes(path.Join(report.Directory, report.OrdersFile), 0o644, string(orders))
-	a.bytes(scriptPath, 0o755, cfg.Script)
+	a.File("/init", init)
+	a.Bytes(path.Join(report.Directory, report.OrdersFile), 0o644, string(orders))
+	a.Bytes(scriptPath, 0o755, cfg.Script)
 	if err := addFiles(a, cfg.Files); err != nil {
 		return err
 	}
-	a.file("/bin/busybox", "/bin/busybox")
-	a.link("/bin/sh", "busybox")
-	a.file("/bin/vfiotest", vfiotest)
+	a.File("/bin/busybox", "/bin/busybox")
+	a.Link("/bin/sh", "busybox")
+	a.File("/bin/vfiotest", vfiotest)
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
-		a.bytes(name, 0o644, accounts[name])
+		a.Bytes(name, 0o644, accounts[name])
 	}
 	if err := l.modules.add(a, slices.Concat(provided, cfg.Provide, cfg.Modules)); err != nil {
 		return err
 	}
-	if err := a.close(); err != nil {
+	if err := a.Close(); err != nil {
 		return err
 	}
 	return f.Close()
@@ -86,7 +87,7 @@ func (l *lab) writeInitrd(ctx context.Context, file string, cfg Config) error {
 
 // addFiles adds files and whole directories. A link that is named itself stands
 // for what it leads to; inside a directory it stays a link.
-func addFiles(a *archive, files map[string]string) error {
+func addFiles(a *cpio.Writer, files map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		source, err := filepath.EvalSymlinks(files[name])
 		if err != nil {
@@ -105,28 +106,28 @@ func addFiles(a *archive, files map[string]string) error {
 	return nil
 }
 
-func addFile(a *archive, name, source string, d fs.DirEntry) error {
+func addFile(a *cpio.Writer, name, source string, d fs.DirEntry) error {
 	switch {
 	case d.IsDir():
-		a.dir(name)
-		return a.err
+		a.Dir(name)
+		return a.Err()
 	case d.Type() == fs.ModeSymlink:
 		target, err := os.Readlink(source)
 		if err != nil {
 			return err
 		}
-		a.link(name, target)
-		return a.err
+		a.Link(name, target)
+		return a.Err()
 	}
 	libs, err := libraries(source)
 	if err != nil {
 		return err
 	}
-	a.file(name, source)
+	a.File(name, source)
 	for _, lib := range libs {
-		a.file(lib, lib)
+		a.File(lib, lib)
 	}
-	return a.err
+	return a.Err()
 }
 
 // libraries are the paths of the dynamic linker and the libraries that a

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/kata-qat/kata-qat/internal/cpio"
 )
 
 // unpack unpacks an archive with busybox's cpio into a new directory.
@@ -35,7 +37,7 @@ func TestArchiveUnpacksToWhatWasPutIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	a := newArchive(&b)
+	a := cpio.NewWriter(&b)
 	if err := addFiles(a, map[string]string{
 		"/opt/tree":  source,
 		"/bin/named": filepath.Join(source, "link"),
@@ -43,10 +45,10 @@ func TestArchiveUnpacksToWhatWasPutIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range 5 { // every padding
-		a.bytes("/sizes/"+strings.Repeat("x", n+1), 0o600, strings.Repeat("y", n))
+		a.Bytes("/sizes/"+strings.Repeat("x", n+1), 0o600, strings.Repeat("y", n))
 	}
-	a.bytes("/sizes/x", 0o600, "the first of a name counts")
-	if err := a.close(); err != nil {
+	a.Bytes("/sizes/x", 0o600, "the first of a name counts")
+	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
 	dir := unpack(t, b.Bytes())
@@ -107,18 +109,18 @@ func TestModulesComeWithWhatTheyNeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	a := newArchive(&b)
+	a := cpio.NewWriter(&b)
 	if err := m.add(a, []string{"vfio_pci disable_denylist=1", "fuse"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.close(); err != nil {
+	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
 	got, err := filepath.Glob(filepath.Join(unpack(t, b.Bytes()), "lib/modules/6.12/kernel/*"))
 	if err != nil || len(got) != 3 {
 		t.Errorf("the archive has %v (%v), expected vfio-pci, vfio-pci-core and vfio", got, err)
 	}
-	if err := m.add(newArchive(&b), []string{"nonesuch"}); err == nil {
+	if err := m.add(cpio.NewWriter(&b), []string{"nonesuch"}); err == nil {
 		t.Error("a module that the kernel does not have was taken")
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/cpio"
 )
 
 // modules are those of a kernel, by name with "_" for every "-".
@@ -61,7 +63,7 @@ func moduleName(file string) string {
 
 // add puts the named modules and those that they need into the archive, with
 // the indexes that modprobe reads, cut down to them. Parameters may follow a name.
-func (m *modules) add(a *archive, names []string) error {
+func (m *modules) add(a *cpio.Writer, names []string) error {
 	chosen := map[string]module{}
 	var choose func(name string) error
 	choose = func(name string) error {
@@ -94,7 +96,7 @@ func (m *modules) add(a *archive, names []string) error {
 	var dep, alias strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(chosen)) {
 		mod := chosen[name]
-		a.file(path.Join(dir, mod.file), m.path(mod.file))
+		a.File(path.Join(dir, mod.file), m.path(mod.file))
 		fmt.Fprintf(&dep, "%s: %s\n", mod.file, strings.Join(mod.needs, " "))
 	}
 	for _, line := range m.alias {
@@ -104,8 +106,8 @@ func (m *modules) add(a *archive, names []string) error {
 			}
 		}
 	}
-	a.bytes(path.Join(dir, "modules.dep"), 0o644, dep.String())
-	a.bytes(path.Join(dir, "modules.alias"), 0o644, alias.String())
-	a.file(path.Join(dir, "modules.builtin"), m.path("modules.builtin"))
-	return a.err
+	a.Bytes(path.Join(dir, "modules.dep"), 0o644, dep.String())
+	a.Bytes(path.Join(dir, "modules.alias"), 0o644, alias.String())
+	a.File(path.Join(dir, "modules.builtin"), m.path("modules.builtin"))
+	return a.Err()
 }
