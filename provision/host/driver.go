@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/unpack"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
@@ -330,7 +331,7 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 	if err := j.Save(append(records, r)...); err != nil {
 		return err
 	}
-	tree, err := s.unpackRelease(dir)
+	tree, err := s.unpackRelease(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -372,7 +373,7 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 
 // unpackRelease unpacks the archive anew and returns where its sources are: in
 // the one directory that it has, if it has but one.
-func (s *driverRelease) unpackRelease(dir string) (string, error) {
+func (s *driverRelease) unpackRelease(ctx context.Context, dir string) (string, error) {
 	archive, err := s.path(s.config.Driver.Archive)
 	if err != nil {
 		return "", err
@@ -395,7 +396,7 @@ func (s *driverRelease) unpackRelease(dir string) (string, error) {
 	if err := os.Mkdir(src, 0o755); err != nil {
 		return "", err
 	}
-	if err := unpack(own, src); err != nil {
+	if err := unpack.Tar(ctx, own, src); err != nil {
 		return "", err
 	}
 	tree := path.Join(dir, "src")

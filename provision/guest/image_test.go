@@ -1,0 +1,84 @@
+package guest_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/kmod/kmodtest"
+	"github.com/kata-qat/kata-qat/internal/rootimage/rootimagetest"
+	"github.com/kata-qat/kata-qat/provision/guest"
+)
+
+// imageMachine has an image as the base, and a kernel that can start from it.
+func imageMachine(t *testing.T, form rootimagetest.Form) *machine {
+	t.Helper()
+	m := newMachine(t)
+	m.o.Base = rootimagetest.New(t, form)
+	m.write("lib/modules/"+kmodtest.Release+"/modules.builtin", []byte("kernel/"+strings.Join(append(builtin, "virtio_blk", "virtio_net"), ".ko\nkernel/")+".ko\n"))
+	return m
+}
+
+func TestAGuestFromAnImage(t *testing.T) {
+	for _, form := range rootimagetest.Forms {
+		t.Run(string(form), func(t *testing.T) {
+			m := imageMachine(t, form)
+			m.o.Profile = edits.ProfileGuestKernel
+			got := m.mustMake()
+			if got.Root.File != guest.ImageFile || len(got.KernelParams) != 0 {
+				t.Errorf("root %s, kernel parameters %q", got.Root.File, got.KernelParams)
+			}
+			joined := strings.Join(paths(got), " ")
+			for _, want := range []string{"/usr/sbin/modprobe", "/etc/modules-load.d/kata-qat.conf", "/" + modules + "/kernel/drivers/qat_c62xvf.ko"} {
+				if !strings.Contains(joined, want) {
+					t.Errorf("%s is not among %s", want, joined)
+				}
+			}
+			if strings.Contains(joined, "kata-qat-init") {
+				t.Error("there is a hook for an initrd")
+			}
+			m.must(guest.Verify(t.Context(), m.o.Out))
+			first, err := os.ReadFile(filepath.Join(m.current(), guest.ImageFile))
+			m.must(err)
+			m.o.Out = filepath.Join(t.TempDir(), "again")
+			m.mustMake()
+			second, err := os.ReadFile(filepath.Join(m.current(), guest.ImageFile))
+			m.must(err)
+			if !bytes.Equal(first, second) {
+				t.Error("the same inputs make another image")
+			}
+		})
+	}
+}
+
+func TestImagesThatAKernelCannotStartFromAreRefused(t *testing.T) {
+	m := newMachine(t)
+	m.o.Base = rootimagetest.New(t, rootimagetest.MBR)
+	if _, err := m.make(); err == nil || !strings.Contains(err.Error(), "has no virtio_blk or nd_pmem built in") {
+		t.Errorf("a kernel with its disk driver as a module: %v", err)
+	}
+	m = imageMachine(t, rootimagetest.Bare)
+	m.must(exec.Command("/usr/sbin/debugfs", "-w", "-R", "rm /usr/lib/systemd/systemd", m.o.Base).Run())
+	if _, err := m.make(); err == nil || !strings.Contains(err.Error(), "vmw_vsock_virtio_transport as a module, and the image") {
+		t.Errorf("an image whose agent would start before its modules: %v", err)
+	}
+	m = imageMachine(t, rootimagetest.Bare)
+	f, err := os.OpenFile(m.o.Base, os.O_APPEND|os.O_WRONLY, 0)
+	m.must(err)
+	_, err = f.Write(append([]byte("verity\x00\x00"), make([]byte, 4096)...))
+	m.must(err)
+	m.must(f.Close())
+	if _, err := m.make(); err == nil || !strings.Contains(err.Error(), "dm-verity") {
+		t.Errorf("an image with dm-verity: %v", err)
+	}
+	m = imageMachine(t, rootimagetest.Bare)
+	m.mustMake()
+	m.o.Base = filepath.Join(m.current(), guest.ImageFile)
+	if _, err := m.make(); err == nil || !strings.Contains(err.Error(), "was made by kata-qat") {
+		t.Errorf("an image that was made from one: %v", err)
+	}
+}
