@@ -252,3 +252,23 @@ func TestCompletionIsQuick(t *testing.T) {
 		t.Errorf("%v without a containerd", took)
 	}
 }
+
+// On a machine that has nothing the whole plan is shown all the same, each part
+// with what keeps it from being done.
+func TestProvisionNodeShowsEveryPart(t *testing.T) {
+	tree := qattest.New(t, qattest.Node{})
+	code, stdout, stderr := kataQAT(t, "--host-root", tree.Root, "provision", "node", "--dry-run")
+	if code != exitFailure {
+		t.Errorf("exit code %d, expected %d", code, exitFailure)
+	}
+	for _, want := range []string{"== host", "virtual-functions", "== guest", "== runtime", "containerd"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the plan does not have %q:\n%s", want, stdout)
+		}
+	}
+	for _, want := range []string{"host: preflight: there is no QAT physical function", "guest: no initrd or image of Kata's", "runtime: kata: kata containers is not on this machine"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("stderr does not say %q:\n%s", want, stderr)
+		}
+	}
+}

@@ -63,8 +63,8 @@ type Driver struct {
 	// Packages to install; without any, those that are known to hold modules
 	// and firmware in this distribution.
 	Packages []string `toml:"packages"`
-	// Archive is the release: an absolute path to a local .tar.gz, .tar.bz2
-	// or .tar.
+	// Archive is the release: an absolute path to a local .tar.gz, .tar.xz,
+	// .tar.zst or .tar.
 	Archive string `toml:"archive"`
 	// SHA256 of the archive, in hexadecimal.
 	SHA256 string `toml:"sha256"`

@@ -163,7 +163,7 @@ func (m *machine) containerdVersion(ctx context.Context, c *setup) error {
 		}
 		criErr = fmt.Errorf("its version is %q", running)
 	}
-	return fmt.Errorf("version of containerd: %w; on %s: %w: is it installed?", err, c.socket, criErr)
+	return fmt.Errorf("version of containerd: %w; and on %s: %v: is it installed?", err, c.socket, criErr)
 }
 
 var containerdRelease = regexp.MustCompile(`(?:^|\s)v?([12]\.\d+\.\d+)`)

@@ -39,7 +39,7 @@ func (s *containerdStep) Check(ctx context.Context) (plan.State, error) {
 		for i, h := range s.handlers {
 			names[i] = h.name
 		}
-		state.Is += ", serves " + strings.Join(names, ", ")
+		state.Is += ", for " + strings.Join(names, ", ")
 		return state, nil
 	}
 	if s.NoRestart {
