@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
@@ -43,10 +44,21 @@ type Options struct {
 
 // Plugin has the handlers of the NRI events. Its methods are safe for
 // concurrent use, answer from memory, and hold no lock while they wait.
-type Plugin struct{ o Options }
+type Plugin struct {
+	o Options
+	// made has a made for every container between CreateContainer and its
+	// validation, by id. What is never validated goes with its pod.
+	made sync.Map
+}
+
+// made are edits that CreateContainer has found.
+type made struct {
+	sandbox string
+	edits   *edits.Edits
+}
 
 // New returns a plugin.
-func New(o Options) *Plugin { return &Plugin{o} }
+func New(o Options) *Plugin { return &Plugin{o: o} }
 
 // Synchronize is told which pods and containers live: what we thought to know
 // before is forgotten.
@@ -76,6 +88,7 @@ func (p *Plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, ctrs []*
 	for _, c := range ctrs {
 		held = append(held, allocation.PodContainer{PodID: c.GetPodSandboxId(), Container: toContainer(c)})
 	}
+	p.made.Clear()
 	log := p.o.Log.WithFields(logrus.Fields{"pods": len(live), "containers": len(ctrs)})
 	if err := p.o.Allocation.Restore(live, held); err != nil {
 		log.WithError(err).Error("the containers that live do not fit together")
@@ -114,8 +127,11 @@ func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *
 		p.log(pod, ctr).WithError(err).Error("container refused")
 		return nil, nil, err
 	}
-	p.log(pod, ctr).WithFields(logrus.Fields{
-		"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": time.Since(start).String(),
+	p.made.Store(ctr.GetId(), made{sandbox: pod.GetId(), edits: e})
+	took := time.Since(start)
+	// The pod does not wait for a line in the log.
+	go p.log(pod, ctr).WithFields(logrus.Fields{
+		"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": took.String(),
 	}).Info("devices injected")
 	return a, nil, nil
 }
@@ -130,9 +146,16 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 	if !ok {
 		return nil
 	}
-	e, err := p.edits(ctx, profile, pod, ctr)
-	if err != nil || e == nil {
-		return err
+	// What CreateContainer has found a moment ago need not be found again. It
+	// is the container's only as long as it is being created.
+	var e *edits.Edits
+	if m, ok := p.made.LoadAndDelete(ctr.GetId()); ok {
+		e = m.(made).edits
+	} else {
+		var err error
+		if e, err = p.edits(ctx, profile, pod, ctr); err != nil || e == nil {
+			return err
+		}
 	}
 	if missing := e.Missing(ctr, req.GetAdjust()); len(missing) > 0 {
 		err := refusal(pod, ctr, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
@@ -145,20 +168,31 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 
 // RemoveContainer forgets the container; its pod keeps the VFs.
 func (p *Plugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, ctr *api.Container) error {
+	p.made.Delete(ctr.GetId())
 	p.o.Allocation.ReleaseContainer(ctr.GetId())
 	return nil
 }
 
 // StopPodSandbox gives the pod's VFs back: its VM is gone.
 func (p *Plugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	p.o.Allocation.ReleasePod(pod.GetId())
+	p.release(pod)
 	return nil
 }
 
 // RemovePodSandbox does it for a pod that was never stopped.
 func (p *Plugin) RemovePodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	p.o.Allocation.ReleasePod(pod.GetId())
+	p.release(pod)
 	return nil
+}
+
+func (p *Plugin) release(pod *api.PodSandbox) {
+	p.made.Range(func(id, m any) bool {
+		if m.(made).sandbox == pod.GetId() {
+			p.made.Delete(id)
+		}
+		return true
+	})
+	p.o.Allocation.ReleasePod(pod.GetId())
 }
 
 // edits returns what the container's spec must get; nil when it holds nothing.

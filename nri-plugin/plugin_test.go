@@ -151,6 +151,10 @@ func TestNothingOfAPodThatIsGoneIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	p.made.Range(func(id, _ any) bool {
+		t.Errorf("edits of container %v are kept", id)
+		return true
+	})
 	if as := p.o.Allocation.Assignments(); len(as) != 0 {
 		t.Errorf("left behind: %v", as)
 	}
