@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -121,7 +122,7 @@ var ruleFlags = []string{"family", "numa", "services", "vfs", "vf-driver", "auto
 
 // plainValue is what a value of those flags can be, and systemd takes as one word
 // without quotes.
-var plainValue = regexp.MustCompile(`^[A-Za-z0-9;:._-]+$`)
+var plainValue = regexp.MustCompile(`^[A-Za-z0-9;:._/-]+$`)
 
 // provisionFlags puts what flags say into the configuration, and returns the
 // flags that a run at boot must have to do the same.
@@ -134,17 +135,20 @@ func provisionFlags(c *cli.Context, p *config.Provision) (flags []string, _ erro
 	for _, a := range c.StringSlice("pf") {
 		flags = append(flags, "--pf="+a)
 	}
+	rules := len(flags) > 0
+	if f := bootConfig(c); f != "" {
+		flags = append(flags, "--config="+f)
+	}
 	for _, f := range flags {
 		if name, value, _ := strings.Cut(f, "="); !plainValue.MatchString(value) {
 			return nil, fmt.Errorf("%s %q: see kata-qat provision host --help", name, value)
 		}
 	}
-	if len(flags) > 0 {
-		rules, err := flagRules(c)
-		if err != nil {
+	if rules {
+		var err error
+		if p.PF, err = flagRules(c); err != nil {
 			return nil, err
 		}
-		p.PF = rules
 	}
 	if c.IsSet("driver") {
 		p.Driver.Source = c.String("driver")
@@ -153,6 +157,24 @@ func provisionFlags(c *cli.Context, p *config.Provision) (flags []string, _ erro
 		p.Driver.Source, p.Driver.Archive, p.Driver.SHA256 = config.DriverArchive, c.String("driver-archive"), c.String("driver-sha256")
 	}
 	return flags, p.Check()
+}
+
+// bootConfig is the configuration that was named, as the machine sees it; "" for
+// the usual one, and for one that the machine does not see, which is a
+// container's.
+func bootConfig(c *cli.Context) string {
+	if !c.IsSet("config") {
+		return ""
+	}
+	file, err := filepath.Abs(c.String("config"))
+	if err != nil {
+		return ""
+	}
+	below, err := filepath.Rel(c.String("host-root"), file)
+	if err != nil || !filepath.IsLocal(below) {
+		return ""
+	}
+	return "/" + below
 }
 
 // flagRules are the rules that flags make: one for each --pf, or one for all.

@@ -23,7 +23,7 @@ import (
 // bench is a machine of files, a simulated kernel behind its sysfs, and programs
 // that stand in for the machine's.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	root    string
 	bin     string
 	kernel  *simkernel.Kernel
@@ -57,7 +57,7 @@ if [ $1 = qat_4xxx ]; then rm -r $HOST_ROOT/sys/bus/pci/drivers/4xxx $HOST_ROOT/
 }
 
 // newBench makes a machine with an IOMMU that is on, and nothing done yet.
-func newBench(t *testing.T, node qattest.Node) *bench {
+func newBench(t testing.TB, node qattest.Node) *bench {
 	t.Helper()
 	tree := qattest.New(t, node)
 	b := &bench{t: t, root: tree.Root, bin: t.TempDir(), kernel: simkernel.New(tree)}

@@ -168,12 +168,6 @@ type pfState struct {
 	VFs       *vfState     `json:"vfs,omitempty"` // nil when another record has them
 }
 
-// vfState is what VFs a PF had, and what they were bound to.
-type vfState struct {
-	Number   int                          `json:"number"`
-	Bindings map[qat.Address]vfio.Binding `json:"bindings,omitempty"`
-}
-
 func (s *services) Apply(_ context.Context, j *plan.Journal) error {
 	ts, err := s.targets()
 	if err != nil {
@@ -210,19 +204,6 @@ func (s *services) Apply(_ context.Context, j *plan.Journal) error {
 // recorded tells whether a step has recorded what a PF was like.
 func recorded(j *plan.Journal, step string, a qat.Address) bool {
 	return slices.ContainsFunc(j.Records(step), func(r plan.Record) bool { return r.Object == string(a) })
-}
-
-// vfState is what VFs a PF has, and what they are bound to.
-func (m *machine) vfState(pf *qat.PF) (*vfState, error) {
-	state := &vfState{Number: pf.NumVFs, Bindings: make(map[qat.Address]vfio.Binding)}
-	for i := range pf.VFs {
-		b, err := m.binder().Binding(pf.VFs[i].Address)
-		if err != nil {
-			return nil, err
-		}
-		state.Bindings[pf.VFs[i].Address] = b
-	}
-	return state, nil
 }
 
 func (s *services) applyPF(j *plan.Journal, c serviceChange) error {

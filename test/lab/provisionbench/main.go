@@ -6,11 +6,14 @@
 //	           the kernel itself takes
 //	provision  kata-qat provision host, all of it
 //	step       of that, enabling and binding, as it says itself
-//	again      the same once more, with nothing to do
 //	shell      unbind, override and bind one VF after the other, with a process
 //	           for each, as scripts of drivers do
+//	first      kata-qat provision host on a machine as it was before: nothing is
+//	           loaded or configured
+//	again      the same once more, with nothing to do
 //
-// Rounds are interleaved, each from the same state: vfio-pci loaded, no VFs.
+// Rounds are interleaved. All but the last two begin with vfio-pci loaded and no
+// VFs.
 //
 //	provisionbench ROUNDS
 package main
@@ -90,26 +93,37 @@ func write(what string) error {
 	return errors.Join(errs...)
 }
 
+var provision = []string{"kata-qat", "provision", "host"}
+
+func undo() error {
+	out, err := exec.Command(provision[0], append(provision[1:], "--undo")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("undo: %w: %s", err, out)
+	}
+	return nil
+}
+
 func bench(rounds int) error {
 	self := "/proc/self/exe"
 	measured := []struct {
-		name string
-		argv []string
-		none bool // from a state without VFs
-		took []time.Duration
+		name   string
+		argv   []string
+		before func() error
+		took   []time.Duration
 	}{
 		{name: "start", argv: []string{"kata-qat", "version"}},
-		{name: "floor", argv: []string{self, "floor", "all"}, none: true},
-		{name: "provision", argv: []string{"kata-qat", "provision", "host"}, none: true},
-		{name: "again", argv: []string{"kata-qat", "provision", "host"}},
-		{name: "shell", argv: []string{"sh", "-eu", "-c", shellLoop}, none: true},
+		{name: "floor", argv: []string{self, "floor", "all"}, before: reset},
+		{name: "provision", argv: provision, before: reset},
+		{name: "shell", argv: []string{"sh", "-eu", "-c", shellLoop}, before: reset},
+		{name: "first", argv: provision, before: undo},
+		{name: "again", argv: provision},
 	}
 	var inside []time.Duration
 	for range rounds {
 		for i := range measured {
 			m := &measured[i]
-			if m.none {
-				if err := reset(); err != nil {
+			if m.before != nil {
+				if err := m.before(); err != nil {
 					return err
 				}
 			}
@@ -119,7 +133,7 @@ func bench(rounds int) error {
 				return fmt.Errorf("%s: %w: %s", m.name, err, out)
 			}
 			m.took = append(m.took, time.Since(start))
-			if step := enabling.FindSubmatch(out); step != nil {
+			if step := enabling.FindSubmatch(out); step != nil && m.name == "provision" {
 				d, err := time.ParseDuration(string(step[1]) + "s")
 				if err != nil {
 					return err
