@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
@@ -111,9 +112,9 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 			&cli.StringFlag{Name: "host-root", Value: "/", Usage: "root `DIR` of the host: everything of the machine is read and written below it"},
 			&cli.StringFlag{Name: "config", Value: config.Path, Usage: "configuration `FILE`; the default is below --host-root and need not exist"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "`LEVEL` of what is logged to stderr: error, warn, info, debug"},
-			&cli.StringFlag{Name: "containerd", Value: "/run/containerd/containerd.sock", Usage: "containerd's `SOCKET`, below --host-root"},
+			&cli.StringFlag{Name: "containerd", Value: defaults.DefaultAddress, Usage: "containerd's `SOCKET`, below --host-root"},
 			&cli.StringFlag{Name: "containerd-namespace", Value: "k8s.io", Usage: "containerd's own `NAMESPACE` of the pods"},
-			&cli.StringFlag{Name: "state", Value: "/run/containerd", Usage: "containerd's state `DIR`, with the bundles in it, below --host-root"},
+			&cli.StringFlag{Name: "state", Value: defaults.DefaultStateDir, Usage: "containerd's state `DIR`, with the bundles in it, below --host-root"},
 		},
 		Commands: []*cli.Command{
 			dumpCommand(),

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
 
@@ -103,7 +104,7 @@ func Default() *Config {
 		MemlockAllowance: 64 << 20,
 		RunDir:           "/run/kata-qat",
 		NRI:              NRI{Socket: "/var/run/nri/nri.sock", Index: "10"},
-		Containerd:       Containerd{State: "/run/containerd", Namespace: "k8s.io"},
+		Containerd:       Containerd{State: defaults.DefaultStateDir, Namespace: "k8s.io"},
 		CDI:              CDI{Dir: "/var/run/cdi"},
 		Kubelet:          Kubelet{PodResources: "/var/lib/kubelet/pod-resources/kubelet.sock", Timeout: Duration(time.Second), Domain: "qat.intel.com"},
 		Conf:             Conf{Inject: true, Options: devconf.DefaultOptions()},

@@ -11,20 +11,17 @@ import (
 	"sync/atomic"
 
 	api "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
 // sandboxMetadata is the extension in which the CRI plugin keeps what it knows
 // of a sandbox, the runtime handler among it.
 const sandboxMetadata = "io.cri-containerd.sandbox.metadata"
-
-// maxMessage bounds one container's record; containerd's own bound is the same
-// (containerd 2.4, defaults.DefaultMaxRecvMsgSize).
-const maxMessage = 16 << 20
 
 // Client reads from one containerd, over one connection.
 type Client struct {
@@ -57,7 +54,7 @@ func NewClient(address, namespace string) (*Client, error) {
 	c.conn, err = grpc.NewClient("passthrough:///containerd",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
@@ -72,7 +69,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 // more than gRPC takes. It stops after the first error, which is an *Error.
 func (c *Client) All(ctx context.Context) iter.Seq2[Container, error] {
 	return func(yield func(Container, error) bool) {
-		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", c.namespace))
+		ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, c.namespace))
 		defer cancel()
 		stream, err := c.service.ListStream(ctx, &api.ListContainersRequest{})
 		for err == nil {
