@@ -193,8 +193,10 @@ func (b *Bed) makeDir() (err error) {
 		err := fmt.Errorf("directory %s: a shim's socket in it would have a path of %d characters, at most 106 work: choose a shorter one", b.dir, len(longest))
 		return errors.Join(err, os.Remove(b.dir))
 	}
-	b.lock, err = newLock(b.dir)
-	return err
+	if b.lock, err = newLock(b.dir); err != nil {
+		return err
+	}
+	return mountState(b.dir)
 }
 
 // Stop removes all pods, stops containerd and removes the directory. It returns

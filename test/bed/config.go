@@ -101,7 +101,7 @@ func (b *Bed) base(schema int, plugins table) table {
 	return table{
 		"version": schema,
 		"root":    b.path("root"),
-		"state":   b.path("state"),
+		"state":   stateDir(b.dir),
 		"imports": []string{},
 		"grpc":    table{"address": b.Socket()},
 		"ttrpc":   table{"address": b.Socket() + ".ttrpc"},

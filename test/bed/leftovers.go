@@ -111,7 +111,28 @@ func sweep(dir string) error {
 		}
 		time.Sleep(poll) // for the killed to be gone from their cgroups
 	}
+	if err := syscall.Unmount(stateDir(dir), syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", stateDir(dir), err)
+	}
 	return os.RemoveAll(dir)
+}
+
+// stateDir is containerd's state directory of the bed in dir.
+func stateDir(dir string) string { return filepath.Join(dir, "state") }
+
+// mountState puts the state directory in memory, where /run has it on every
+// node: what is written durably into a bundle costs a disk nothing there. Who
+// may not mount gets a directory like any other.
+func mountState(dir string) error {
+	state := stateDir(dir)
+	if err := os.Mkdir(state, 0o711); err != nil {
+		return err
+	}
+	err := syscall.Mount("tmpfs", state, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=0711,size=256m")
+	if err != nil && !errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("mount a tmpfs at %s: %w", state, err)
+	}
+	return nil
 }
 
 // newLock makes the lock that tells a bed in use from one left behind. The
@@ -210,7 +231,8 @@ func findProcesses(dir string) ([]proc, error) {
 // unescape undoes the octal escapes of mountinfo (Linux, fs/proc_namespace.c).
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
-// findMounts finds the mounts below dir, in the order in which they were made.
+// findMounts finds the mounts below dir, in the order in which they were made,
+// but for the bed's own.
 func findMounts(dir string) ([]string, error) {
 	content, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -222,7 +244,7 @@ func findMounts(dir string) ([]string, error) {
 		if len(fields) < 5 {
 			continue
 		}
-		if target := unescape.Replace(fields[4]); strings.HasPrefix(target, dir+"/") {
+		if target := unescape.Replace(fields[4]); strings.HasPrefix(target, dir+"/") && target != stateDir(dir) {
 			found = append(found, target)
 		}
 	}
