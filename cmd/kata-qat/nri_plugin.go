@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -34,6 +35,7 @@ Examples:
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: text or json"},
 		},
 		Action: func(c *cli.Context) error {
+			oneThread()
 			cfg, err := loadConfig(c)
 			if err != nil {
 				return err
@@ -50,5 +52,15 @@ Examples:
 			defer stop()
 			return node.Run(ctx, node.Options{Config: cfg, Root: c.String("host-root"), Log: log})
 		},
+	}
+}
+
+// oneThread has the daemon's goroutines share one thread. A pod waits for a few
+// short answers that pass from goroutine to goroutine; waking another processor
+// for each step costs more than the steps (docs/performance.md). GOMAXPROCS in
+// the environment says otherwise.
+func oneThread() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
 	}
 }
