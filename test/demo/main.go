@@ -94,8 +94,11 @@ func demo(ctx context.Context) (err error) {
 		}
 	}
 
-	step("The pod is removed and its virtual functions are free again")
-	return errors.Join(pod.Stop(ctx), pod.Remove(ctx))
+	step("The pod is removed, and its virtual functions are free again")
+	if err := errors.Join(pod.Stop(ctx), pod.Remove(ctx)); err != nil {
+		return err
+	}
+	return show(node.CLI("devices"))
 }
 
 // show runs a command with its output on ours.
