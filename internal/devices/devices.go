@@ -63,6 +63,7 @@ type Monitor struct {
 	o       Options
 	store   *devconf.Store
 	current atomic.Pointer[View]
+	told    atomic.Bool // the kernel announces changes
 
 	mu       sync.Mutex // one refresh at a time; never held by a reader
 	last     time.Time
@@ -180,6 +181,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen to kernel events: %w", err)
 	}
+	m.told.Store(true)
+	defer m.told.Store(false)
 	for err := range Settled(ctx, events) {
 		if err != nil {
 			m.o.Log.WithError(err).Warn("kernel events were lost; the devices are read again")
@@ -192,4 +195,37 @@ func (m *Monitor) Run(ctx context.Context) error {
 		return errors.New("listen to kernel events: the socket was closed")
 	}
 	return nil
+}
+
+const (
+	// pollPFs is how often the PFs are asked for what the kernel announces no
+	// change of: it costs three small files of each.
+	pollPFs = 10 * time.Second
+	// What is announced is read again so often, should an announcement be lost,
+	// or none be had.
+	pollAll, pollAllUntold = 5 * time.Minute, 30 * time.Second
+)
+
+// Poll refreshes the view when a PF's state, services or heartbeat have changed,
+// of which the kernel says nothing, until the context ends.
+func (m *Monitor) Poll(ctx context.Context) {
+	tick := time.NewTicker(pollPFs)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		age := pollAll
+		if !m.told.Load() {
+			age = pollAllUntold
+		}
+		if m.RefreshOlder(age) || !qat.PFsChanged(m.o.Root, m.Current().Inventory) {
+			continue
+		}
+		if err := m.Refresh(); err != nil {
+			m.o.Log.WithError(err).Error("the devices could not be read again")
+		}
+	}
 }
