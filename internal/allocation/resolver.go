@@ -366,6 +366,13 @@ func (r *Resolver) Restore(pods []Pod, containers []PodContainer) error {
 	return err
 }
 
+// Held tells whether a pod holds a VF.
+func (r *Resolver) Held(a qat.Address) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ledger.other(r.ledger.byVF[a], nil)
+}
+
 // Lookup returns what a container was given.
 func (r *Resolver) Lookup(containerID string) (Assignment, bool) {
 	if containerID == "" {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/kata-qat/kata-qat/internal/devconf"
 	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/placement"
 )
 
 // Path is where the configuration is looked for, below the host's root.
@@ -48,12 +49,13 @@ type Config struct {
 	// daemon and for the container runtime.
 	RunDir string `toml:"run_dir"`
 
-	NRI        NRI        `toml:"nri"`
-	Containerd Containerd `toml:"containerd"`
-	Kubelet    Kubelet    `toml:"kubelet"`
-	CDI        CDI        `toml:"cdi"`
-	Conf       Conf       `toml:"conf"`
-	Provision  Provision  `toml:"provision"`
+	NRI          NRI          `toml:"nri"`
+	Containerd   Containerd   `toml:"containerd"`
+	Kubelet      Kubelet      `toml:"kubelet"`
+	DevicePlugin DevicePlugin `toml:"device_plugin"`
+	CDI          CDI          `toml:"cdi"`
+	Conf         Conf         `toml:"conf"`
+	Provision    Provision    `toml:"provision"`
 }
 
 // NRI says how the container runtime is reached.
@@ -89,6 +91,17 @@ type Kubelet struct {
 	Domain string `toml:"domain"`
 }
 
+// DevicePlugin says whether and how the VFs are offered to kubelet.
+type DevicePlugin struct {
+	// Enable is false where somebody else offers the VFs: Intel's device
+	// plugin or DRA driver.
+	Enable bool `toml:"enable"`
+	// Policy chooses among the VFs that are free.
+	Policy placement.Policy `toml:"policy"`
+	// Dir is kubelet's directory for device plugins, below the host's root.
+	Dir string `toml:"dir"`
+}
+
 // Conf says what configuration files the devices get.
 type Conf struct {
 	// Inject is false when pods bring their own files.
@@ -107,6 +120,7 @@ func Default() *Config {
 		Containerd:       Containerd{State: defaults.DefaultStateDir, Namespace: "k8s.io"},
 		CDI:              CDI{Dir: "/var/run/cdi"},
 		Kubelet:          Kubelet{PodResources: "/var/lib/kubelet/pod-resources/kubelet.sock", Timeout: Duration(time.Second), Domain: "qat.intel.com"},
+		DevicePlugin:     DevicePlugin{Policy: placement.Balanced, Dir: "/var/lib/kubelet/device-plugins"},
 		Conf:             Conf{Inject: true, Options: devconf.DefaultOptions()},
 		Provision:        DefaultProvision(),
 	}
@@ -183,10 +197,27 @@ func (c *Config) check() error {
 	if c.Kubelet.Domain == "" || strings.Contains(c.Kubelet.Domain, "/") {
 		return fmt.Errorf("kubelet.domain %q: expected the part of the resource name before the slash, for example qat.intel.com", c.Kubelet.Domain)
 	}
+	if err := c.checkDevicePlugin(); err != nil {
+		return err
+	}
 	if err := c.Conf.Validate(); err != nil {
 		return err
 	}
 	return c.Provision.Check()
+}
+
+func (c *Config) checkDevicePlugin() error {
+	d := c.DevicePlugin
+	if _, err := placement.ParsePolicy(string(d.Policy)); err != nil {
+		return fmt.Errorf("device_plugin.policy: %w", err)
+	}
+	if !filepath.IsAbs(d.Dir) || filepath.Clean(d.Dir) == "/" {
+		return fmt.Errorf("device_plugin.dir %q: expected kubelet's directory for device plugins, for example /var/lib/kubelet/device-plugins", d.Dir)
+	}
+	if d.Enable && c.Standalone {
+		return errors.New("device_plugin.enable and standalone are both true: expected one of them: with a kubelet the scheduler hands devices out, without one the pods' annotations ask for them")
+	}
+	return nil
 }
 
 func pattern(key, p string) error {

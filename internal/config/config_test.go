@@ -42,6 +42,9 @@ func TestBadConfigurationsAreRefusedWithTheirPlace(t *testing.T) {
 		"run_dir is the root": {"run_dir = \"/\"\n", "run_dir"},
 		"timeout too long":    {"[kubelet]\ntimeout = \"1m\"\n", "kubelet.timeout 1m0s: expected more than 0 and at most 2s"},
 		"bad section":         {"[conf]\nsection = \"a b\"\n", "[conf] section"},
+		"unknown policy":      {"[device_plugin]\npolicy = \"random\"\n", `device_plugin.policy: policy "random": expected "balanced" or "packed"`},
+		"relative plugin dir": {"[device_plugin]\ndir = \"plugins\"\n", `device_plugin.dir "plugins": expected`},
+		"two who hand out":    {"standalone = true\n[device_plugin]\nenable = true\n", "device_plugin.enable and standalone are both true: expected one of them"},
 		"too few processes":   {"[conf]\nprocesses = 0\n", "processes"},
 	} {
 		t.Run(name, func(t *testing.T) {

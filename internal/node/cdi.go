@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 
 	"github.com/sirupsen/logrus"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
+	"tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/kata-qat/kata-qat/internal/devices"
 	"github.com/kata-qat/kata-qat/internal/edits"
@@ -24,7 +26,7 @@ type cdiFiles struct {
 	log    *logrus.Entry
 
 	mu      sync.Mutex
-	written map[string]bool // names
+	written map[string]*specs.Spec // by file name; nil for one that could not be written
 }
 
 func newCDIFiles(dir, domain string, log *logrus.Entry) (*cdiFiles, error) {
@@ -32,7 +34,7 @@ func newCDIFiles(dir, domain string, log *logrus.Entry) (*cdiFiles, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CDI directory %s: %w", dir, err)
 	}
-	return &cdiFiles{dir: dir, domain: domain, cache: cache, log: log, written: make(map[string]bool)}, nil
+	return &cdiFiles{dir: dir, domain: domain, cache: cache, log: log, written: make(map[string]*specs.Spec)}, nil
 }
 
 // update writes the specs of the VFs that can be handed out, and removes those
@@ -48,20 +50,39 @@ func (c *cdiFiles) update(v *devices.View) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	current := make(map[string]bool)
+	current := make(map[string]*specs.Spec)
 	for _, s := range edits.CDISpecs(vfs, v.Table.Control) {
-		name := strings.ReplaceAll(s.Kind, "/", "-") + ".json"
-		current[name] = true
+		name := fileName(s.Kind)
+		current[name] = s
+		// Who watches the directory reads all of it again after each change.
+		if reflect.DeepEqual(c.written[name], s) && c.there(name) {
+			continue
+		}
 		if err := c.cache.WriteSpec(s, name); err != nil {
 			c.log.WithError(err).WithField("file", filepath.Join(c.dir, name)).Error("a CDI spec could not be written")
+			current[name] = nil
 		}
 	}
 	for name := range c.ours() {
-		if !current[name] {
+		if _, ok := current[name]; !ok {
 			c.remove(name)
 		}
 	}
 	c.written = current
+}
+
+func fileName(kind string) string { return strings.ReplaceAll(kind, "/", "-") + ".json" }
+
+func (c *cdiFiles) there(name string) bool {
+	_, err := os.Lstat(filepath.Join(c.dir, name))
+	return err == nil
+}
+
+// has tells whether the spec of a kind is written.
+func (c *cdiFiles) has(kind string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.written[fileName(kind)] != nil
 }
 
 // close removes the specs.

@@ -18,6 +18,7 @@ import (
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/sirupsen/logrus"
 
+	deviceplugin "github.com/kata-qat/kata-qat/device-plugin"
 	"github.com/kata-qat/kata-qat/internal/allocation"
 	"github.com/kata-qat/kata-qat/internal/api"
 	"github.com/kata-qat/kata-qat/internal/config"
@@ -56,11 +57,17 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	// From here on this is the node's only daemon: it holds the socket.
-	removeCDI, err := writeCDI(o, monitor, log)
+	cdi, err := writeCDI(o, monitor, log)
 	if err != nil {
 		return errors.Join(err, server.Shutdown(ctx))
 	}
-	defer removeCDI()
+	if cdi != nil && o.Config.CDI.RemoveOnStop {
+		defer cdi.close()
+	}
+	offer, err := newDevicePlugin(o, monitor, alloc, cdi, log)
+	if err != nil {
+		return errors.Join(err, server.Shutdown(ctx))
+	}
 
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
@@ -80,6 +87,14 @@ func Run(ctx context.Context, o Options) error {
 			log.WithError(err).Error("the API has ended")
 		}
 	})
+	if offer != nil {
+		parts.Go(func() { monitor.Poll(ctx) })
+		parts.Go(func() {
+			if err := offer.Run(ctx); err != nil {
+				log.WithError(err).Error("kubelet is offered no devices: restart the daemon when this is mended")
+			}
+		})
+	}
 	defer shutdown(server, log)
 	logStart(log, o, monitor.Current())
 	plugin := nriplugin.New(nriplugin.Options{
@@ -123,11 +138,11 @@ func shutdown(server *api.Server, log *logrus.Entry) {
 	}
 }
 
-// writeCDI has the CDI specs written with every change of the devices, and
-// returns what is to be done at the end.
-func writeCDI(o Options, monitor *devices.Monitor, log *logrus.Entry) (func(), error) {
+// writeCDI has the CDI specs written with every change of the devices. It
+// returns nil when they are switched off.
+func writeCDI(o Options, monitor *devices.Monitor, log *logrus.Entry) (*cdiFiles, error) {
 	if o.Config.CDI.Dir == "" {
-		return func() {}, nil
+		return nil, nil
 	}
 	dir, err := hostPath(o.Root, o.Config.CDI.Dir)
 	if err != nil {
@@ -138,10 +153,26 @@ func writeCDI(o Options, monitor *devices.Monitor, log *logrus.Entry) (func(), e
 		return nil, err
 	}
 	monitor.OnChange(files.update)
-	if !o.Config.CDI.RemoveOnStop {
-		return func() {}, nil
+	return files, nil
+}
+
+// newDevicePlugin makes the device plugin, nil when it is switched off. It comes
+// after the CDI specs: what it names to kubelet is in them.
+func newDevicePlugin(o Options, monitor *devices.Monitor, alloc *allocation.Resolver, cdi *cdiFiles, log *logrus.Entry) (*deviceplugin.Plugin, error) {
+	if !o.Config.DevicePlugin.Enable {
+		return nil, nil
 	}
-	return files.close, nil
+	dir, err := hostPath(o.Root, o.Config.DevicePlugin.Dir)
+	if err != nil {
+		return nil, err
+	}
+	d := deviceplugin.Options{Dir: dir, Domain: o.Config.Kubelet.Domain, Policy: o.Config.DevicePlugin.Policy, Held: alloc.Held, Log: log}
+	if cdi != nil {
+		d.CDI = cdi.has
+	}
+	p := deviceplugin.New(d)
+	monitor.OnChange(func(v *devices.View) { p.SetDevices(v.Table) })
+	return p, nil
 }
 
 // hostPath is a path of the host as this process sees it: its symbolic links

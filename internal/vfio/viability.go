@@ -21,6 +21,9 @@ func isVFIO(driver string) bool {
 	return driver == "vfio-pci" || strings.HasSuffix(driver, "_vfio_pci")
 }
 
+// Bound tells whether a vfio driver has the VF.
+func Bound(vf *qat.VF) bool { return isVFIO(vf.Driver) }
+
 const bindHint = "run kata-qat provision host"
 
 // loader makes the devices of one inventory.

@@ -1,0 +1,250 @@
+package deviceplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	api "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+)
+
+// kubelet is the device manager of a kubelet, as far as a plugin can tell it from
+// the real one (Kubernetes 1.37, pkg/kubelet/cm/devicemanager): it connects to a
+// plugin before it answers its registration, refuses a socket that it has a
+// connection to, and removes all sockets when it starts.
+type kubelet struct {
+	api.UnimplementedRegistrationServer
+	dir string
+
+	mu        sync.Mutex
+	news      chan struct{} // closed and made anew with everything that happens
+	server    *grpc.Server
+	endpoints map[string]map[string]*endpoint // by resource and socket
+	lists     map[string]string               // what was told last of a resource
+	registers int
+	fail      error // what Register fails with
+}
+
+type endpoint struct {
+	client  api.DevicePluginClient
+	conn    *grpc.ClientConn
+	options *api.DevicePluginOptions
+}
+
+// newKubelet has a directory that need not be there, and does not run yet.
+func newKubelet(dir string) *kubelet { return &kubelet{dir: dir, news: make(chan struct{})} }
+
+func startKubelet(t testing.TB) *kubelet {
+	t.Helper()
+	k := newKubelet(shortDir(t))
+	k.start(t)
+	return k
+}
+
+// shortDir is a directory whose name leaves space for that of a socket.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func (k *kubelet) start(t testing.TB) {
+	t.Helper()
+	if err := os.MkdirAll(k.dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	sockets, _ := filepath.Glob(filepath.Join(k.dir, "*.sock"))
+	for _, s := range sockets {
+		os.Remove(s)
+	}
+	l, err := net.Listen("unix", filepath.Join(k.dir, kubeletSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // as when it is killed
+	s := grpc.NewServer()
+	api.RegisterRegistrationServer(s, k)
+	k.mu.Lock()
+	k.server, k.endpoints, k.lists = s, make(map[string]map[string]*endpoint), make(map[string]string)
+	k.mu.Unlock()
+	go s.Serve(l)
+	t.Cleanup(k.kill)
+}
+
+// kill ends it without leave: its socket stays.
+func (k *kubelet) kill() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.server.Stop()
+	for _, es := range k.endpoints {
+		for _, e := range es {
+			e.conn.Close()
+		}
+	}
+}
+
+func (k *kubelet) set(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f()
+	close(k.news)
+	k.news = make(chan struct{})
+}
+
+// Register connects to the plugin.
+func (k *kubelet) Register(ctx context.Context, r *api.RegisterRequest) (*api.Empty, error) {
+	k.mu.Lock()
+	fail := k.fail
+	k.mu.Unlock()
+	k.set(func() { k.registers++ })
+	if fail != nil {
+		return nil, fail
+	}
+	socket := filepath.Join(k.dir, r.Endpoint)
+	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return net.Dial("unix", socket) }))
+	if err != nil {
+		return nil, err
+	}
+	e := &endpoint{client: api.NewDevicePluginClient(conn), conn: conn}
+	if e.options, err = e.client.GetDevicePluginOptions(ctx, &api.Empty{}); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.endpoints[r.ResourceName][socket] != nil {
+		return nil, fmt.Errorf("device plugin already connected: %s", socket)
+	}
+	if k.endpoints[r.ResourceName] == nil {
+		k.endpoints[r.ResourceName] = make(map[string]*endpoint)
+	}
+	k.endpoints[r.ResourceName][socket] = e
+	go k.watch(r.ResourceName, socket, e)
+	return &api.Empty{}, nil
+}
+
+func (k *kubelet) watch(resource, socket string, e *endpoint) {
+	stream, err := e.client.ListAndWatch(context.Background(), &api.Empty{})
+	for err == nil {
+		var list *api.ListAndWatchResponse
+		if list, err = stream.Recv(); err == nil {
+			k.set(func() { k.lists[resource] = render(list) })
+		}
+	}
+	e.conn.Close()
+	k.set(func() {
+		delete(k.endpoints[resource], socket)
+		if len(k.endpoints[resource]) == 0 {
+			delete(k.lists, resource)
+		}
+	})
+}
+
+// render writes a list as tests expect it: "0000:6b:00.1@0" is a healthy device
+// on NUMA node 0, "0000:6b:00.2@-!" an unhealthy one on none.
+func render(list *api.ListAndWatchResponse) string {
+	var all []string
+	for _, d := range list.GetDevices() {
+		s := d.ID + "@"
+		switch nodes := d.GetTopology().GetNodes(); len(nodes) {
+		case 0:
+			s += "-"
+		case 1:
+			s += fmt.Sprint(nodes[0].ID)
+		default:
+			s += "?"
+		}
+		if d.Health != api.Healthy {
+			s += "!"
+		}
+		all = append(all, s)
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// await waits until it is as it should be.
+func (k *kubelet) await(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	timeout := time.After(time.Minute)
+	for {
+		k.mu.Lock()
+		done, news := is(), k.news
+		k.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-news:
+		case <-timeout:
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			t.Fatalf("%s: not in a minute; kubelet knows %q by %v", what, k.lists, k.endpoints)
+		}
+	}
+}
+
+// expect waits for kubelet to know exactly these devices, from one plugin.
+func (k *kubelet) expect(t testing.TB, resource, list string) {
+	t.Helper()
+	k.await(t, fmt.Sprintf("%s is %q", resource, list), func() bool {
+		got, known := k.lists[resource]
+		return known && got == list && len(k.endpoints[resource]) == 1
+	})
+}
+
+// gone waits for kubelet to have no plugin for a resource.
+func (k *kubelet) gone(t testing.TB, resource string) {
+	t.Helper()
+	k.await(t, resource+" is gone", func() bool { return len(k.endpoints[resource]) == 0 })
+}
+
+func (k *kubelet) endpoint(t testing.TB, resource string) *endpoint {
+	t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.endpoints[resource] {
+		return e
+	}
+	t.Fatalf("no plugin for %s", resource)
+	return nil
+}
+
+func (k *kubelet) allocate(t testing.TB, resource string, ids ...string) (*api.ContainerAllocateResponse, error) {
+	t.Helper()
+	a, err := k.endpoint(t, resource).client.Allocate(t.Context(), &api.AllocateRequest{ContainerRequests: []*api.ContainerAllocateRequest{{DevicesIds: ids}}})
+	if err != nil {
+		return nil, err
+	}
+	if len(a.ContainerResponses) != 1 {
+		return nil, errors.New("not one answer")
+	}
+	return a.ContainerResponses[0], nil
+}
+
+func (k *kubelet) prefer(t testing.TB, resource string, size int, available, must []string) ([]string, error) {
+	t.Helper()
+	a, err := k.endpoint(t, resource).client.GetPreferredAllocation(t.Context(), &api.PreferredAllocationRequest{
+		ContainerRequests: []*api.ContainerPreferredAllocationRequest{{AvailableDeviceIDs: available, MustIncludeDeviceIDs: must, AllocationSize: int32(size)}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	ids := a.ContainerResponses[0].DeviceIDs
+	slices.Sort(ids)
+	return ids, nil
+}
