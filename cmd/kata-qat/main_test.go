@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/kata-qat/kata-qat/internal/containers/containerstest"
 	"github.com/kata-qat/kata-qat/internal/qat/qattest"
+	"github.com/kata-qat/kata-qat/provision/node"
+	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
 // kataQAT runs a command line.
@@ -253,22 +256,36 @@ func TestCompletionIsQuick(t *testing.T) {
 	}
 }
 
-// On a machine that has nothing the whole plan is shown all the same, each part
-// with what keeps it from being done.
+// On a machine that has nothing the whole plan is shown all the same, with what has
+// to be there first.
 func TestProvisionNodeShowsEveryPart(t *testing.T) {
 	tree := qattest.New(t, qattest.Node{})
-	code, stdout, stderr := kataQAT(t, "--host-root", tree.Root, "provision", "node", "--dry-run")
-	if code != exitFailure {
-		t.Errorf("exit code %d, expected %d", code, exitFailure)
+	proc := filepath.Join(tree.Root, "proc/sys/kernel")
+	if err := errors.Join(os.MkdirAll(proc, 0o755), os.WriteFile(filepath.Join(proc, "osrelease"), []byte("6.12.1\n"), 0o644)); err != nil {
+		t.Fatal(err)
 	}
-	for _, want := range []string{"== host", "virtual-functions", "== guest", "== runtime", "containerd"} {
+	code, stdout, stderr := kataQAT(t, "--host-root", tree.Root, "provision", "node", "--dry-run")
+	if code != exitPending || stderr != "" {
+		t.Errorf("exit code %d, expected %d; stderr %q", code, exitPending, stderr)
+	}
+	for _, want := range []string{
+		"== host", "there is no QAT physical function", "virtual-functions    later    after preflight", "bound to vfio-pci",
+		"== guest", "no initrd or image of Kata's", "+   modules, with all that they need: vfio, vfio-pci, vfio_iommu_type1",
+		"== runtime", "kata containers is not on this machine", "kata-config  later    after kata", "+ cold_plug_vfio = \"root-port\"", `+     required_plugins = ["kata-qat"]`,
+	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the plan does not have %q:\n%s", want, stdout)
 		}
 	}
-	for _, want := range []string{"host: preflight: there is no QAT physical function", "guest: no initrd or image of Kata's", "runtime: kata: kata containers is not on this machine"} {
-		if !strings.Contains(stderr, want) {
-			t.Errorf("stderr does not say %q:\n%s", want, stderr)
-		}
+	code, stdout, _ = kataQAT(t, "--host-root", tree.Root, "provision", "node", "--dry-run", "-o", "json")
+	var parts []node.Part
+	if err := json.Unmarshal([]byte(stdout), &parts); err != nil || code != exitPending || len(parts) != 3 {
+		t.Fatalf("exit code %d, %v: %s", code, err, stdout)
+	}
+	if last := parts[2].Outcome.Steps[3]; last.Step != "containerd" || last.Status != plan.Later || last.After != "kata" || len(last.Changes) < 2 {
+		t.Errorf("the last step is %+v", last)
+	}
+	if code, _, stderr := kataQAT(t, "--host-root", tree.Root, "provision", "node"); code != exitFailure || !strings.Contains(stderr, "host: preflight: there is no QAT physical function") {
+		t.Errorf("it was applied: exit code %d, %s", code, stderr)
 	}
 }

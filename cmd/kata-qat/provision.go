@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -11,15 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kata-qat/kata-qat/internal/config"
-	"github.com/kata-qat/kata-qat/internal/output"
 	hostsetup "github.com/kata-qat/kata-qat/provision/host"
 	"github.com/kata-qat/kata-qat/provision/plan"
-)
-
-// The exit codes of provision beside those of all commands.
-const (
-	exitPending = 2 // --dry-run: something would be changed
-	exitReboot  = 3 // all is done that can be before a reboot
 )
 
 func provisionCommand() *cli.Command {
@@ -54,8 +45,8 @@ Examples:
 Exit codes: 0 all is as it should be; 1 it failed; 2 with --dry-run: something
 would be changed; 3 the machine must be rebooted to go on.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "say what is and what would change, and change nothing"},
-			&cli.BoolFlag{Name: "undo", Usage: "put everything back as it was before the first run"},
+			dryRunFlag(),
+			undoFlag(),
 			&cli.StringSliceFlag{Name: "pf", Usage: "only the PF at this `ADDRESS`; may be given several times"},
 			&cli.StringFlag{Name: "family", Usage: "only PFs of this `FAMILY`: 4xxx, c62x, ..."},
 			&cli.IntFlag{Name: "numa", Usage: "only PFs of this NUMA `NODE`"},
@@ -73,48 +64,18 @@ would be changed; 3 the machine must be rebooted to go on.`,
 }
 
 func provisionHost(c *cli.Context) error {
-	if err := noArguments(c); err != nil {
-		return err
-	}
-	format, err := output.ParseFormat(c.String("output"))
-	if err != nil {
-		return usage(err)
-	}
-	if c.Bool("dry-run") && c.Bool("undo") {
-		return usage(errors.New("--dry-run and --undo: expected one of them"))
-	}
-	cfg, err := loadConfig(c)
+	run, err := parseRun(c)
 	if err != nil {
 		return err
 	}
-	flags, err := provisionFlags(c, &cfg.Provision)
+	flags, err := provisionFlags(c, &run.config.Provision)
 	if err != nil {
 		return usage(err)
 	}
-	engine := plan.Engine{
-		Root: c.String("host-root"),
-		Steps: hostsetup.Steps(hostsetup.Options{
-			Root: c.String("host-root"), Config: cfg.Provision, AllowNoIOMMU: cfg.AllowNoIOMMU, BootFlags: flags,
-		}),
-		Progress: plan.NewProgress(c.App.ErrWriter),
-		Fault:    provisionFault,
-	}
-	run := engine.Apply
-	switch {
-	case c.Bool("dry-run"):
-		run = engine.Plan
-	case c.Bool("undo"):
-		run = engine.Undo
-	}
-	out, err := run(c.Context)
-	if werr := writeOutcome(c, format, out, err); werr != nil {
-		return errors.Join(err, werr)
-	}
-	return provisionExit(c, out, err)
+	return run.steps(c, hostsetup.Steps(hostsetup.Options{
+		Root: c.String("host-root"), Config: run.config.Provision, AllowNoIOMMU: run.config.AllowNoIOMMU, BootFlags: flags,
+	}))
 }
-
-// provisionFault stops a run as if it were killed. Only builds for tests set it.
-var provisionFault func(point string) error
 
 // ruleFlags are the flags that make a rule for PFs. The run at boot repeats
 // them; where drivers come from is for a person to say each time.
@@ -205,53 +166,4 @@ func flagRules(c *cli.Context) ([]config.PFRule, error) {
 		rules = append(rules, rule)
 	}
 	return rules, nil
-}
-
-// writeOutcome shows what came of a run, which may have failed.
-func writeOutcome(c *cli.Context, format output.Format, out *plan.Outcome, failure error) error {
-	w := c.App.Writer
-	if format != output.Table {
-		return output.Data(w, format, out)
-	}
-	if err := plan.Write(w, out, output.ColoursFor(w)); err != nil || failure != nil {
-		return err
-	}
-	_, err := fmt.Fprintln(w, summary(out, c.Bool("dry-run"), c.Bool("undo")))
-	return err
-}
-
-// summary is one line about a run.
-func summary(out *plan.Outcome, dryRun, undo bool) string {
-	switch {
-	case undo && out.Changed:
-		return "Everything is as it was before."
-	case undo:
-		return "Nothing to undo: there is no journal."
-	case out.Reboot && dryRun:
-		return "Nothing was changed. The machine must be rebooted in between: what waits for that is done after it."
-	case out.Reboot:
-		return "Reboot this machine to go on."
-	case out.Pending && dryRun:
-		return "Nothing was changed."
-	case out.Pending:
-		return "Not all is as it should be."
-	case out.Changed:
-		return "All is as it should be now."
-	}
-	return "Nothing to do: all is as it should be."
-}
-
-// provisionExit chooses the exit code.
-func provisionExit(c *cli.Context, out *plan.Outcome, err error) error {
-	switch {
-	case err != nil && errors.Is(err, context.Canceled):
-		return errors.Join(plan.ErrInterrupted, err)
-	case err != nil:
-		return err
-	case c.Bool("dry-run") && out.Pending:
-		return cli.Exit("", exitPending)
-	case out.Reboot:
-		return cli.Exit("", exitReboot)
-	}
-	return nil
 }

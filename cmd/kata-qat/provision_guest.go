@@ -150,14 +150,20 @@ func guestOptions(c *cli.Context) (guest.Options, error) {
 	if o.Out, err = filepath.Abs(o.Out); err != nil {
 		return o, err
 	}
+	o.Families, err = families(c)
+	return o, err
+}
+
+// families are those that a command was given.
+func families(c *cli.Context) (all []guest.Family, _ error) {
 	for _, s := range c.StringSlice("families") {
 		f, err := guest.ParseFamily(s)
 		if err != nil {
-			return o, err
+			return nil, err
 		}
-		o.Families = append(o.Families, f)
+		all = append(all, f)
 	}
-	return o, nil
+	return all, nil
 }
 
 func writeGuest(w io.Writer, f output.Format, m *guest.Manifest, text string) error {

@@ -1,22 +1,14 @@
 package main
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/kata-qat/kata-qat/internal/config"
-	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/output"
-	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/provision/guest"
-	hostsetup "github.com/kata-qat/kata-qat/provision/host"
+	"github.com/kata-qat/kata-qat/provision/node"
 	"github.com/kata-qat/kata-qat/provision/plan"
 	runtimesetup "github.com/kata-qat/kata-qat/provision/runtime"
 )
@@ -37,12 +29,16 @@ Examples:
    kata-qat provision node --base /opt/kata/share/kata-containers/kata-containers-initrd.img
    kata-qat provision node --undo
 
+With --dry-run the plan of all three is shown, also of what can only be done after
+something else: what is not there yet, such as a card or Kata, is marked "missing",
+what comes after it "later".
+
 Exit codes: 0 all is as it should be; 1 it failed, or --dry-run found what would
-make it fail; 2 with --dry-run: something would be changed; 3 the machine must be
-rebooted to go on.`,
+make it fail; 2 with --dry-run: something would be changed, or has to be there
+first; 3 the machine must be rebooted to go on.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "say what is and what would change, and change nothing"},
-			&cli.BoolFlag{Name: "undo", Usage: "put everything back as it was before the first run"},
+			dryRunFlag(),
+			undoFlag(),
 			&cli.StringFlag{Name: "base", Usage: "Kata's initrd or raw disk image, a `FILE` (default: that of the installation)"},
 			&cli.StringFlag{Name: "kernel", Usage: "installed `KERNEL` for the guest (default: the one that runs)"},
 			&cli.StringSliceFlag{Name: "families", Usage: "QAT `FAMILY` that the guest serves (again for more; default: those of this machine)"},
@@ -52,197 +48,73 @@ rebooted to go on.`,
 	}
 }
 
-// part is one of the commands that provision node is made of.
-type part struct {
-	name  string
-	steps func() ([]plan.Step, error)
-}
-
-// partOutcome is what came of a part.
-type partOutcome struct {
-	Part    string        `json:"part"`
-	Outcome *plan.Outcome `json:"outcome,omitempty"`
-	Error   string        `json:"error,omitempty"`
-	err     error
-}
-
 func provisionNode(c *cli.Context) error {
-	if err := noArguments(c); err != nil {
+	run, err := parseRun(c)
+	if err != nil {
 		return err
 	}
-	format, err := output.ParseFormat(c.String("output"))
-	if err != nil {
+	o := node.Options{
+		Root: c.String("host-root"), Config: run.config, Progress: plan.NewProgress(c.App.ErrWriter), Fault: provisionFault,
+		Guest:   guest.Options{Kernel: c.String("kernel"), Base: c.String("base")},
+		Runtime: runtimesetup.Options{HealthTimeout: runtimesetup.DefaultHealthTimeout},
+	}
+	if o.Guest.Families, err = families(c); err != nil {
 		return usage(err)
 	}
-	if c.Bool("dry-run") && c.Bool("undo") {
-		return usage(errors.New("--dry-run and --undo: expected one of them"))
+	parts := node.Apply(c.Context, o)
+	switch {
+	case run.dryRun:
+		parts = node.Plan(c.Context, o)
+	case run.undo:
+		parts = node.Undo(c.Context, o)
 	}
-	cfg, err := loadConfig(c)
-	if err != nil {
-		return err
-	}
-	parts := nodeParts(c, cfg)
-	if c.Bool("undo") {
-		slices.Reverse(parts)
-	}
-	var done []partOutcome
-	for _, p := range parts {
-		o := p.run(c.Context, c)
-		done = append(done, o)
-		if format == output.Table {
-			if err := writePart(c, o); err != nil {
+	var done []node.Part
+	for p := range parts {
+		done = append(done, p)
+		if run.format == output.Table {
+			if err := writePart(c, run, p); err != nil {
 				return err
 			}
 		}
-		// A dry run shows the rest of the plan all the same.
-		if !c.Bool("dry-run") && (o.err != nil || o.Outcome.Reboot) {
-			break
-		}
 	}
-	if format != output.Table {
-		if err := output.Data(c.App.Writer, format, done); err != nil {
+	if run.format != output.Table {
+		if err := output.Data(c.App.Writer, run.format, done); err != nil {
 			return err
 		}
 	}
-	return nodeExit(c, done)
+	return nodeExit(c, run, done)
 }
 
-func nodeParts(c *cli.Context, cfg *config.Config) []part {
-	root := c.String("host-root")
-	return []part{
-		{"host", func() ([]plan.Step, error) {
-			return hostsetup.Steps(hostsetup.Options{Root: root, Config: cfg.Provision, AllowNoIOMMU: cfg.AllowNoIOMMU}), nil
-		}},
-		{"guest", func() ([]plan.Step, error) { return guestSteps(c, cfg) }},
-		{"runtime", func() ([]plan.Step, error) {
-			return runtimesetup.Steps(runtimesetup.Options{Root: root, Config: cfg, HealthTimeout: runtimesetup.DefaultHealthTimeout})
-		}},
-	}
-}
-
-func (p part) run(ctx context.Context, c *cli.Context) partOutcome {
-	o := partOutcome{Part: p.name}
-	var steps []plan.Step
-	if steps, o.err = p.steps(); o.err == nil {
-		engine := plan.Engine{Root: c.String("host-root"), Steps: steps, Progress: plan.NewProgress(c.App.ErrWriter), Fault: provisionFault}
-		run := engine.Apply
-		switch {
-		case c.Bool("dry-run"):
-			run = engine.Plan
-		case c.Bool("undo"):
-			run = engine.Undo
-		}
-		o.Outcome, o.err = run(ctx)
-	}
-	if o.Outcome == nil {
-		o.Outcome = &plan.Outcome{}
-	}
-	if o.err != nil {
-		o.Error = o.err.Error()
-	}
-	return o
-}
-
-// guestSteps are a guest for each profile of the configuration.
-func guestSteps(c *cli.Context, cfg *config.Config) ([]plan.Step, error) {
-	root := c.String("host-root")
-	o := guest.Options{Root: root, Kernel: c.String("kernel"), Base: c.String("base")}
-	if c.Bool("undo") {
-		o.Base = cmp.Or(o.Base, "none") // nothing is made
-	} else {
-		var err error
-		if o.Base == "" {
-			if o.Base, err = katasRoot(root); err != nil {
-				return nil, err
-			}
-		}
-		if o.Families, err = guestFamilies(c); err != nil {
-			return nil, err
-		}
-	}
-	profiles := []edits.Profile{cfg.Profile}
-	for _, p := range cfg.Profiles {
-		if !slices.Contains(profiles, p) {
-			profiles = append(profiles, p)
-		}
-	}
-	slices.Sort(profiles)
-	var steps []plan.Step
-	for _, p := range profiles {
-		o.Profile = p
-		o.Out = filepath.Join(root, guest.DefaultOut, string(p))
-		steps = append(steps, &guest.Step{Options: o})
-	}
-	return steps, nil
-}
-
-func guestFamilies(c *cli.Context) ([]guest.Family, error) {
-	var families []guest.Family
-	for _, s := range c.StringSlice("families") {
-		f, err := guest.ParseFamily(s)
-		if err != nil {
-			return nil, err
-		}
-		families = append(families, f)
-	}
-	if len(families) > 0 {
-		return families, nil
-	}
-	inv, err := qat.Discover(c.String("host-root"))
-	if err != nil {
-		return nil, err
-	}
-	if families = guest.FamiliesOf(inv); len(families) == 0 {
-		return nil, errors.New("this machine has no QAT device: name the families that the guest is to serve with --families")
-	}
-	return families, nil
-}
-
-// katasRoots are where Kata's initrd or image is: kata-deploy's and the release's
-// place, and that of distributions.
-var katasRoots = []string{
-	"/opt/kata/share/kata-containers/kata-containers-initrd.img", "/opt/kata/share/kata-containers/kata-containers.img",
-	"/usr/share/kata-containers/kata-containers-initrd.img", "/usr/share/kata-containers/kata-containers.img",
-	"/var/cache/kata-containers/kata-containers-initrd.img", "/var/cache/kata-containers/kata-containers.img",
-}
-
-func katasRoot(root string) (string, error) {
-	for _, file := range katasRoots {
-		if _, err := os.Stat(filepath.Join(root, file)); err == nil {
-			return filepath.Join(root, file), nil
-		}
-	}
-	return "", fmt.Errorf("no initrd or image of Kata's is there (looked for %s and the like): install Kata Containers, or name one with --base", katasRoots[0])
-}
-
-func writePart(c *cli.Context, o partOutcome) error {
+func writePart(c *cli.Context, run *provisionRun, p node.Part) error {
 	w := c.App.Writer
-	fmt.Fprintf(w, "%s\n", output.ColoursFor(w).Bold("== "+o.Part))
-	if len(o.Outcome.Steps) > 0 {
-		if err := plan.Write(w, o.Outcome, output.ColoursFor(w)); err != nil {
-			return err
-		}
+	fmt.Fprintf(w, "%s\n", output.ColoursFor(w).Bold("== "+p.Name))
+	if err := plan.Write(w, p.Outcome, output.ColoursFor(w)); err != nil {
+		return err
 	}
-	if o.err == nil {
-		fmt.Fprintln(w, summary(o.Outcome, c.Bool("dry-run"), c.Bool("undo")))
-	} else if c.Bool("dry-run") {
+	switch {
+	case p.Err == nil:
+		fmt.Fprintln(w, summary(p.Outcome, run.dryRun, run.undo))
+	case run.dryRun && plan.OnlyAbsent(p.Err):
+		fmt.Fprintln(w, "Nothing was changed. What is missing has to be there first.")
+	case run.dryRun:
 		fmt.Fprintln(w, "Cannot be done as things are; the reason is on stderr.")
 	}
-	fmt.Fprintln(w)
-	return nil
+	_, err := fmt.Fprintln(w)
+	return err
 }
 
 // nodeExit chooses the exit code: a failure counts more than a reboot, and that
-// more than changes to come.
-func nodeExit(c *cli.Context, done []partOutcome) error {
+// more than changes to come. That something has to be there first is no failure of
+// a plan.
+func nodeExit(c *cli.Context, run *provisionRun, done []node.Part) error {
 	var failures []error
 	all := &plan.Outcome{}
-	for _, o := range done {
-		if o.err != nil {
-			failures = append(failures, fmt.Errorf("%s: %w", o.Part, o.err))
+	for _, p := range done {
+		if p.Err != nil && !(run.dryRun && plan.OnlyAbsent(p.Err)) {
+			failures = append(failures, fmt.Errorf("%s: %w", p.Name, p.Err))
 		}
-		all.Pending = all.Pending || o.Outcome.Pending
-		all.Reboot = all.Reboot || o.Outcome.Reboot
+		all.Pending = all.Pending || p.Outcome.Pending
+		all.Reboot = all.Reboot || p.Outcome.Reboot
 	}
-	return provisionExit(c, all, errors.Join(failures...))
+	return provisionExit(run, all, errors.Join(failures...))
 }

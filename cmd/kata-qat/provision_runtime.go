@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -9,7 +8,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kata-qat/kata-qat/internal/output"
-	"github.com/kata-qat/kata-qat/provision/plan"
 	runtimesetup "github.com/kata-qat/kata-qat/provision/runtime"
 )
 
@@ -37,9 +35,9 @@ Examples:
 Exit codes: 0 all is as it should be; 1 it failed; 2 with --dry-run: something
 would be changed.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "say what is and what would change, and change nothing"},
+			dryRunFlag(),
 			&cli.BoolFlag{Name: "print", Usage: "write the files as they are to be to stdout, and change nothing"},
-			&cli.BoolFlag{Name: "undo", Usage: "put everything back as it was before the first run"},
+			undoFlag(),
 			&cli.StringSliceFlag{Name: "handler", Usage: "runtime `HANDLER`, which a RuntimeClass names (again for more)", DefaultText: runtimesetup.DefaultHandler},
 			&cli.StringFlag{Name: "kata", Usage: "`RUNTIME` of Kata's: rust or go (default: rust if it is there)"},
 			&cli.StringFlag{Name: "base", Usage: "Kata's configuration to build upon, a `FILE` of the machine (default: that of the installation)"},
@@ -57,28 +55,12 @@ would be changed.`,
 }
 
 func provisionRuntime(c *cli.Context) error {
-	if err := noArguments(c); err != nil {
-		return err
-	}
-	format, err := output.ParseFormat(c.String("output"))
-	if err != nil {
-		return usage(err)
-	}
-	modes := 0
-	for _, mode := range []string{"dry-run", "print", "undo"} {
-		if c.Bool(mode) {
-			modes++
-		}
-	}
-	if modes > 1 {
-		return usage(errors.New("--dry-run, --print and --undo: expected one of them"))
-	}
-	cfg, err := loadConfig(c)
+	run, err := parseRun(c, "print")
 	if err != nil {
 		return err
 	}
 	o := runtimesetup.Options{
-		Root: c.String("host-root"), Config: cfg, Handlers: c.StringSlice("handler"), Kata: runtimesetup.Language(c.String("kata")),
+		Root: c.String("host-root"), Config: run.config, Handlers: c.StringSlice("handler"), Kata: runtimesetup.Language(c.String("kata")),
 		Base: c.String("base"), Guest: c.String("guest"), Flavour: c.String("containerd-of"), ContainerdConfig: c.String("containerd-config"),
 		NotRequired: c.Bool("not-required"), Replace: c.Bool("replace"), NoRestart: c.Bool("no-restart"), HealthTimeout: c.Duration("timeout"),
 	}
@@ -94,21 +76,9 @@ func provisionRuntime(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return writeFiles(c.App.Writer, format, files)
+		return writeFiles(c.App.Writer, run.format, files)
 	}
-	engine := plan.Engine{Root: c.String("host-root"), Steps: steps, Progress: plan.NewProgress(c.App.ErrWriter), Fault: provisionFault}
-	run := engine.Apply
-	switch {
-	case c.Bool("dry-run"):
-		run = engine.Plan
-	case c.Bool("undo"):
-		run = engine.Undo
-	}
-	out, err := run(c.Context)
-	if werr := writeOutcome(c, format, out, err); werr != nil {
-		return errors.Join(err, werr)
-	}
-	return provisionExit(c, out, err)
+	return run.steps(c, steps)
 }
 
 // writeFiles shows files whole, each behind its name.

@@ -15,6 +15,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/kmod"
 	kernelconfig "github.com/kata-qat/kata-qat/kernel-config"
+	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
 // Kernel is what a guest boots.
@@ -30,6 +31,9 @@ type Kernel struct {
 	Build string
 }
 
+// errNoKernel is a release without an image.
+var errNoKernel = errors.New("no such kernel is installed")
+
 var releaseFiles = []string{"modules.dep", "modules.builtin", "modules.order"}
 
 // installed finds an installed kernel by its release, or in a directory: one
@@ -37,11 +41,15 @@ var releaseFiles = []string{"modules.dep", "modules.builtin", "modules.order"}
 // it with one kernel.
 func installed(root, kernel string) (*Kernel, error) {
 	if kernel == "" {
-		b, err := os.ReadFile(filepath.Join(root, "proc/sys/kernel/osrelease"))
+		release, err := running(root)
 		if err != nil {
-			return nil, fmt.Errorf("find the kernel that runs: %w", err)
+			return nil, err
 		}
-		kernel = strings.TrimSpace(string(b))
+		k, err := openKernel(root, modulesDir(root, release), release)
+		if errors.Is(err, errNoKernel) { // in a container, or from elsewhere
+			err = plan.Absent(err)
+		}
+		return k, err
 	}
 	if !isDirectory(kernel) || isDirectory(modulesDir(root, kernel)) {
 		return openKernel(root, modulesDir(root, kernel), kernel)
@@ -73,6 +81,15 @@ func installed(root, kernel string) (*Kernel, error) {
 	return openKernel(dir, modulesDir(dir, releases[0]), releases[0])
 }
 
+// running is the release of the kernel that runs.
+func running(root string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(root, "proc/sys/kernel/osrelease"))
+	if err != nil {
+		return "", fmt.Errorf("find the kernel that runs: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 func isDirectory(name string) bool {
 	st, err := os.Stat(name)
 	return err == nil && st.IsDir()
@@ -95,7 +112,7 @@ func openKernel(root, modules, release string) (*Kernel, error) {
 		}
 	}
 	if k.Image == "" {
-		return nil, fmt.Errorf("find kernel %s: neither %s nor %s is there: name an installed kernel, as \"ls %s\" shows them, or a directory that has one", release,
+		return nil, fmt.Errorf("find kernel %s: %w: neither %s nor %s is there: name an installed kernel, as \"ls %s\" shows them, or a directory that has one", release, errNoKernel,
 			filepath.Join(root, "boot/vmlinuz-"+release), filepath.Join(modules, "vmlinuz"), filepath.Dir(modules))
 	}
 	for _, name := range []string{filepath.Join(root, "boot/config-"+release), filepath.Join(modules, "config")} {

@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -12,6 +13,9 @@ import (
 // Step makes a guest as one step of a plan.
 type Step struct {
 	Options Options
+	// Unknown says why some of the options could not be found out, such as by
+	// plan.Absent: then there is only an outline.
+	Unknown error
 
 	design *Design // by the last Check
 }
@@ -29,6 +33,9 @@ func (s *Step) Interruptible() {}
 
 // Check looks at all that the guest is made from.
 func (s *Step) Check(ctx context.Context) (plan.State, error) {
+	if s.Unknown != nil {
+		return plan.State{}, errors.Join(s.Unknown, s.checkKernel())
+	}
 	var err error
 	if s.design, err = Prepare(ctx, s.Options, false); err != nil {
 		return plan.State{}, err

@@ -22,6 +22,10 @@ func (s *commandLine) wanted() ([]parameter, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.parameters(ts), nil
+}
+
+func (s *commandLine) parameters(ts []target) []parameter {
 	params := []parameter{
 		{"intel_iommu=on", "without an IOMMU no VF can be confined to a VM"},
 		{"iommu=pt", "the host's own devices need no translation, and are slower with it"},
@@ -32,7 +36,7 @@ func (s *commandLine) wanted() ([]parameter, error) {
 	if deny := denyListed(ts); deny != nil && s.kernel().builtin["vfio_pci"] {
 		params = append(params, parameter{"vfio-pci.disable_denylist=1", deny.why() + ", and vfio-pci is built into this kernel"})
 	}
-	return params, nil
+	return params
 }
 
 // parameter is a kernel parameter.

@@ -68,7 +68,7 @@ func (m *machine) targets() ([]target, error) {
 		return ts, nil
 	}
 	if len(inv.PFs) == 0 {
-		return nil, errors.New("there is no QAT physical function on the PCI bus: expected at least one: is it enabled in the firmware (BIOS)?")
+		return nil, plan.Absent(errors.New("there is no QAT physical function on the PCI bus: expected at least one: is it enabled in the firmware (BIOS)?"))
 	}
 	return nil, fmt.Errorf("no rule of provision.pf matches any of the %d QAT PFs, from %s to %s: see kata-qat devices", len(inv.PFs), inv.PFs[0].Address, inv.PFs[len(inv.PFs)-1].Address)
 }

@@ -25,6 +25,10 @@ func (s *nodeRule) file() (file, error) {
 	if err != nil {
 		return file{}, err
 	}
+	return s.rule(ts), nil
+}
+
+func (s *nodeRule) rule(ts []target) file {
 	var ids []string
 	for _, f := range families(ts) {
 		ids = append(ids, fmt.Sprintf("0x%04x*", f.VFDevice))
@@ -39,7 +43,7 @@ func (s *nodeRule) file() (file, error) {
 			`SUBSYSTEM=="vfio", KERNEL=="[0-9]*", PROGRAM="/bin/sh -c 'cat /sys/kernel/iommu_groups/%k/devices/*/device'", RESULT=="` + strings.Join(ids, "|") +
 			fmt.Sprintf("\", OWNER=\"root\", GROUP=\"%s\", MODE=\"%s\"\n", cmp.Or(group, "root"), mode),
 		why: "whatever other rules say, only root and the group of provision.node_group may open a VF",
-	}, nil
+	}
 }
 
 func (s *nodeRule) Check(context.Context) (plan.State, error) {

@@ -32,21 +32,22 @@ var ErrInterrupted = errors.New("interrupted: run this again to go on, or with -
 
 // Plan checks all steps and says what would change. It changes nothing and takes
 // no lock. The errors of all steps are joined; the outcome is whole
-// nevertheless.
+// nevertheless: of a step that cannot be checked yet it has the outline.
 func (e *Engine) Plan(ctx context.Context) (*Outcome, error) {
 	out := &Outcome{Steps: []Result{}}
 	var errs []error
-	closed := false
+	closed := "" // by this gate
 	for _, s := range e.Steps {
-		if closed {
-			out.add(Result{Step: s.Name(), Status: Skipped})
+		if closed != "" {
+			out.add(outline(ctx, s, closed))
 			continue
 		}
 		r, err := survey(ctx, s)
 		errs = append(errs, err)
 		out.add(r)
-		_, gate := s.(Gate)
-		closed = gate && err != nil
+		if _, gate := s.(Gate); gate && err != nil {
+			closed = s.Name()
+		}
 	}
 	return out, errors.Join(errs...)
 }
@@ -59,7 +60,14 @@ func survey(ctx context.Context, s Step) (Result, error) {
 	if err == nil {
 		r.Changes, err = s.Plan(ctx)
 	}
+	var first *after
 	switch {
+	case errors.As(err, &first):
+		return outline(ctx, s, first.step), nil
+	case OnlyAbsent(err):
+		err = fmt.Errorf("%s: %w", s.Name(), err)
+		r.Status, r.Error = Missing, err.Error()
+		r.Changes = outline(ctx, s, "").Changes
 	case err != nil:
 		err = fmt.Errorf("%s: %w", s.Name(), err)
 		r.Status, r.Error = Failed, err.Error()

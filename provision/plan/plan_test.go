@@ -339,6 +339,56 @@ func TestBehindAClosedGateNothingIsChecked(t *testing.T) {
 	expectStatuses(t, out, plan.Failed, plan.Skipped)
 }
 
+// outlined is a setting that can say what it does before it can be checked.
+type outlined struct{ *setting }
+
+func (o outlined) Outline(context.Context) []plan.Change {
+	return []plan.Change{{Object: o.name, To: "set"}}
+}
+
+func TestAPlanShowsWhatComesLater(t *testing.T) {
+	missing, wrong := plan.Absent(errors.New("no card")), errors.New("no")
+	for name, tc := range map[string]struct {
+		first, second error
+		steps         func(*bench) []plan.Step
+		statuses      []plan.Status
+		after         string
+		absent        bool
+	}{
+		"behind a gate": {first: missing, steps: func(b *bench) []plan.Step { return []plan.Step{gate{b.first}, outlined{b.second}} },
+			statuses: []plan.Status{plan.Missing, plan.Later}, after: "first", absent: true},
+		"behind a gate that failed": {first: wrong, steps: func(b *bench) []plan.Step { return []plan.Step{gate{b.first}, outlined{b.second}} },
+			statuses: []plan.Status{plan.Failed, plan.Later}, after: "first"},
+		"without its own": {second: missing, steps: func(b *bench) []plan.Step { return []plan.Step{b.first, outlined{b.second}} },
+			statuses: []plan.Status{plan.Pending, plan.Missing}, absent: true},
+		"without its own, and wrong": {second: errors.Join(missing, wrong), steps: func(b *bench) []plan.Step { return []plan.Step{b.first, outlined{b.second}} },
+			statuses: []plan.Status{plan.Pending, plan.Failed}},
+		"after a step of another engine": {second: plan.After("guest"), steps: func(b *bench) []plan.Step { return []plan.Step{b.first, outlined{b.second}} },
+			statuses: []plan.Status{plan.Pending, plan.Later}, after: "guest"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.first.check, b.second.check = tc.first, tc.second
+			b.Steps = tc.steps(b)
+			out, err := b.Plan(t.Context())
+			expectStatuses(t, out, tc.statuses...)
+			if plan.OnlyAbsent(err) != tc.absent || !out.Pending {
+				t.Errorf("error %v, pending %t", err, out.Pending)
+			}
+			second := out.Steps[1]
+			if second.After != tc.after || second.Status != plan.Failed && len(second.Changes) != 1 {
+				t.Errorf("the second step is %+v", second)
+			}
+			if err != nil {
+				if _, err := b.Apply(t.Context()); err == nil {
+					t.Error("it was applied")
+				}
+				b.expect(t, original)
+			}
+		})
+	}
+}
+
 func TestAStepThatWaitsForTheNextBootIsLeftForIt(t *testing.T) {
 	b := newBench(t)
 	b.second.wait = "the IOMMU is off"

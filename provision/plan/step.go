@@ -98,6 +98,8 @@ const (
 	Undone  Status = "undone"  // is as it was before
 	Failed  Status = "failed"  // see the error
 	Skipped Status = "skipped" // not come to, because of an error or a signal
+	Later   Status = "later"   // can be checked only after another step
+	Missing Status = "missing" // needs what is not there, and no step brings
 )
 
 // Result is a step in the outcome of a run.
@@ -107,6 +109,7 @@ type Result struct {
 	Is      string   `json:"is,omitempty"`
 	Notes   []string `json:"notes,omitempty"`
 	Wait    string   `json:"wait,omitempty"`
+	After   string   `json:"after,omitempty"` // the step that comes first, if Later
 	Changes []Change `json:"changes,omitempty"`
 	Error   string   `json:"error,omitempty"`
 	Seconds float64  `json:"seconds,omitempty"`
@@ -125,7 +128,7 @@ type Outcome struct {
 
 func (o *Outcome) add(r Result) {
 	o.Steps = append(o.Steps, r)
-	o.Pending = o.Pending || r.Status == Pending || r.Status == Waiting
+	o.Pending = o.Pending || r.Status == Pending || r.Status == Waiting || r.Status == Later || r.Status == Missing
 	o.Changed = o.Changed || r.Status == Changed || r.Status == Undone
 	o.Reboot = o.Reboot || r.Status == Waiting
 }

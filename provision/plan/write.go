@@ -11,7 +11,7 @@ import (
 
 // marks are what a step's line begins with.
 var marks = map[Status]string{
-	Done: "=", Pending: "~", Changed: "+", Waiting: "…", Undone: "-", Failed: "!", Skipped: " ",
+	Done: "=", Pending: "~", Changed: "+", Waiting: "…", Undone: "-", Failed: "!", Skipped: " ", Later: "~", Missing: "?",
 }
 
 // Write shows an outcome to a person: each step with what is, and what would
@@ -24,7 +24,11 @@ func Write(w io.Writer, o *Outcome, c output.Colours) error {
 		width = max(width, len(r.Step))
 	}
 	for _, r := range o.Steps {
-		fmt.Fprintf(&b, "%s %s  %-8s %s\n", marks[r.Status], c.Bold(fmt.Sprintf("%-*s", width, r.Step)), r.Status, output.Text(r.Is))
+		is := output.Text(r.Is)
+		if r.After != "" {
+			is = "after " + r.After
+		}
+		fmt.Fprintf(&b, "%s %s  %-8s %s\n", marks[r.Status], c.Bold(fmt.Sprintf("%-*s", width, r.Step)), r.Status, is)
 		if r.Status != Changed {
 			for _, ch := range r.Changes {
 				writeChange(&b, ch, c)
@@ -36,8 +40,8 @@ func Write(w io.Writer, o *Outcome, c output.Colours) error {
 		for _, n := range r.Notes {
 			fmt.Fprintf(&b, "      note: %s\n", output.Text(n))
 		}
-		if r.Error != "" {
-			fmt.Fprintf(&b, "      %s\n", c.Red(output.Text(r.Error)))
+		for _, line := range lines(r.Error) {
+			fmt.Fprintf(&b, "      %s\n", c.Red(output.Text(line)))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -49,6 +53,9 @@ func Write(w io.Writer, o *Outcome, c output.Colours) error {
 func writeChange(b *strings.Builder, ch Change, c output.Colours) {
 	fmt.Fprintf(b, "      %s: %s\n", c.Cyan(output.Text(ch.Object)), output.Text(ch.Why))
 	from, to := lines(ch.From), lines(ch.To)
+	if len(from)+len(to) == 0 { // an outline, of what is not known
+		return
+	}
 	if len(from) <= 1 && len(to) <= 1 {
 		fmt.Fprintf(b, "          %s -> %s\n", c.Red(one(from)), c.Green(one(to)))
 		return

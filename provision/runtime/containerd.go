@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/semver"
 
 	"github.com/kata-qat/kata-qat/internal/tomledit"
+	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
 // flavour is a way in which containerd is run.
@@ -163,7 +164,11 @@ func (m *machine) containerdVersion(ctx context.Context, c *setup) error {
 		}
 		criErr = fmt.Errorf("its version is %q", running)
 	}
-	return fmt.Errorf("version of containerd: %w; and on %s: %v: is it installed?", err, c.socket, criErr)
+	err = fmt.Errorf("version of containerd: %w; and on %s: %v: is it installed?", err, c.socket, criErr)
+	if out == "" && !m.exists(c.socket) {
+		err = plan.Absent(err)
+	}
+	return err
 }
 
 var containerdRelease = regexp.MustCompile(`(?:^|\s)v?([12]\.\d+\.\d+)`)

@@ -13,8 +13,8 @@ import (
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 )
 
-// containerdDropIn is our file in a directory that containerd imports.
-const containerdDropIn = "60-kata-qat.toml"
+// containerdFile is ours in a directory that containerd imports.
+const containerdFile = "60-kata-qat.toml"
 
 // design is what containerd's configuration is to be.
 type design struct {
@@ -43,10 +43,15 @@ func (m *machine) design(ctx context.Context) (*design, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &design{setup: c}
 	if err := m.checkSocket(c); err != nil {
 		return nil, err
 	}
+	return m.designFor(c)
+}
+
+func (m *machine) designFor(c *setup) (*design, error) {
+	d := &design{setup: c}
+	var err error
 	edited := map[string]*tomledit.Document{}
 	imported := c.importedDir()
 	switch {
@@ -108,7 +113,7 @@ func (m *machine) designDropIn(d *design, dir string, edited map[string]*tomledi
 	if dir == "" {
 		dir = filepath.Join(filepath.Dir(d.config), "conf.d")
 	}
-	name := filepath.Join(dir, containerdDropIn)
+	name := filepath.Join(dir, containerdFile)
 	now, err := m.state(name)
 	if err != nil {
 		return err
@@ -119,7 +124,7 @@ func (m *machine) designDropIn(d *design, dir string, edited map[string]*tomledi
 	if err := m.takeOut(d.setup, name, edited); err != nil {
 		return err
 	}
-	content, err := m.dropInFor(d.setup, name)
+	content, err := m.containerdDropIn(d.setup, name)
 	if err != nil {
 		return err
 	}

@@ -78,8 +78,8 @@ func (m *machine) nri(c *setup, others []*tomledit.Document) string {
 	return b.String()
 }
 
-// dropInFor is our file of a containerd that merges.
-func (m *machine) dropInFor(c *setup, name string) (string, error) {
+// containerdDropIn is our file of a containerd that merges.
+func (m *machine) containerdDropIn(c *setup, name string) (string, error) {
 	others := slices.DeleteFunc(slices.Clone(c.files), func(d *tomledit.Document) bool { return d.Name() == name })
 	validator := []string{"plugins", nriPlugin, "default_validator", "required_plugins"}
 	for _, d := range others {

@@ -97,7 +97,7 @@ func (m *machine) kata(ctx context.Context) (*installation, error) {
 	if notUsable != nil {
 		return nil, notUsable
 	}
-	return nil, fmt.Errorf("kata containers is not on this machine: looked for %s: install it, with kata-deploy or a release below /opt/kata", strings.Join(looked, ", "))
+	return nil, plan.Absent(fmt.Errorf("kata containers is not on this machine: looked for %s: install it, with kata-deploy or a release below /opt/kata", strings.Join(looked, ", ")))
 }
 
 // identify asks a shim what it is. A distribution may have either runtime at the

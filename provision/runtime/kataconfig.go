@@ -114,14 +114,18 @@ type setting struct {
 
 // dropIn is what a handler needs of Kata, as a file.
 func (m *machine) dropIn(in *installation, h handler) (*tomledit.Document, error) {
-	settings, err := m.settings(in, h)
+	dir, g, err := m.guest(h)
 	if err != nil {
 		return nil, err
 	}
+	return m.dropInFor(in, h, dir, g)
+}
+
+func (m *machine) dropInFor(in *installation, h handler, dir string, g *guest.Manifest) (*tomledit.Document, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Written by kata-qat provision runtime for the runtime handler %s, profile %s.\n", h.name, h.profile)
 	table := ""
-	for _, s := range settings {
+	for _, s := range settings(in, h, dir, g) {
 		if s.table != table {
 			table = s.table
 			fmt.Fprintf(&b, "\n[%s]\n", table)
@@ -140,15 +144,11 @@ const (
 	runtimeTable    = "runtime"
 )
 
-// settings are all keys that a handler needs. Of Kata's own values those that are
-// lists are added to, because a drop-in takes their place.
-func (m *machine) settings(in *installation, h handler) ([]setting, error) {
-	var all []setting
+// settings are all keys that a handler needs with a guest, nil for Kata's own. Of
+// Kata's own values those that are lists are added to, because a drop-in takes
+// their place.
+func settings(in *installation, h handler, dir string, g *guest.Manifest) (all []setting) {
 	set := func(table, key, value, why string) { all = append(all, setting{table, key, value, why}) }
-	dir, g, err := m.guest(h)
-	if err != nil {
-		return nil, err
-	}
 	if g != nil {
 		initrd, image := filepath.Join(dir, g.Root.File), ""
 		if g.Root.File == guest.ImageFile {
@@ -181,7 +181,7 @@ func (m *machine) settings(in *installation, h handler) ([]setting, error) {
 	if s, _ := in.get("runtime", "pod_resource_api_sock").(string); s != "" {
 		set(runtimeTable, "pod_resource_api_sock", `""`, "The shim gives the sandbox its devices; Kata would plug them a second time.")
 	}
-	return all, nil
+	return all
 }
 
 // withModules adds modules to those that Kata's configuration has, each once.
@@ -202,12 +202,13 @@ func (m *machine) guest(h handler) (string, *guest.Manifest, error) {
 	if m.Guest == KatasGuest {
 		return "", nil, nil
 	}
-	dir := m.Guest
-	if dir == "" {
-		dir = filepath.Join(m.paths.Guest, string(h.profile))
+	if g, planned := m.Planned[h.profile]; planned {
+		if g == nil {
+			return "", nil, plan.After((&guest.Step{Options: guest.Options{Profile: h.profile}}).Name())
+		}
+		return m.guestDir(h), g, nil
 	}
-	// What the link leads to is replaced with each guest that is made.
-	dir = filepath.Join(dir, guest.Current)
+	dir := m.guestDir(h)
 	p, err := m.path(dir)
 	if err != nil {
 		return "", nil, err
@@ -225,6 +226,16 @@ func (m *machine) guest(h handler) (string, *guest.Manifest, error) {
 		}
 	}
 	return dir, g, nil
+}
+
+// guestDir is where the guest of a handler is, or will be. What the link leads to
+// is replaced with each guest that is made.
+func (m *machine) guestDir(h handler) string {
+	dir := m.Guest
+	if dir == "" {
+		dir = filepath.Join(m.paths.Guest, string(h.profile))
+	}
+	return filepath.Join(dir, guest.Current)
 }
 
 // undone returns an error if a drop-in that is read after ours takes back what

@@ -42,6 +42,10 @@ type Options struct {
 	// one of the handler's profile; KatasGuest for what Kata's own
 	// configuration names.
 	Guest string
+	// Planned are guests that are to be made before the steps are applied, by
+	// profile, for a plan that is shown before; nil for one of which nothing is
+	// known yet. A profile that is not in it has the guest that is there.
+	Planned map[edits.Profile]*guest.Manifest
 	// Flavour is who runs containerd, by name; "" to find out.
 	Flavour string
 	// ContainerdConfig and Socket are containerd's, if they are not where they

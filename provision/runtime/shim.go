@@ -29,12 +29,21 @@ func (m *machine) shimPath(h handler) string {
 func (m *machine) shimFiles(ctx context.Context) ([]file, error) {
 	program := filepath.Join(m.paths.Shims, shimProgram)
 	if err := m.executable(program); err != nil {
-		return nil, fmt.Errorf("our shim: %w: install it (scripts/bootstrap-node.sh)", err)
+		err = fmt.Errorf("our shim: %w: install it (scripts/bootstrap-node.sh)", err)
+		if !m.exists(program) {
+			err = plan.Absent(err)
+		}
+		return nil, err
 	}
 	in, err := m.kata(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return m.shimFilesFor(in)
+}
+
+func (m *machine) shimFilesFor(in *installation) ([]file, error) {
+	program := filepath.Join(m.paths.Shims, shimProgram)
 	var files []file
 	for _, h := range m.handlers {
 		name := m.shimPath(h)
