@@ -31,6 +31,11 @@ type Options struct {
 	// CDI tells whether there is a CDI spec of a kind, whose devices can then
 	// be named to the runtime; nil when there is none.
 	CDI func(kind string) bool
+	// Root is the host's, where processes are looked for that have a VF open;
+	// "" not to look.
+	Root string
+	// Claimed lists the VFs that pods hold, whatever has them open.
+	Claimed func(context.Context) (map[qat.Address]bool, error)
 	// Held tells whether a pod holds a VF, as far as the runtime has told; nil
 	// when nobody knows.
 	Held func(qat.Address) bool
@@ -139,6 +144,13 @@ func (p *Plugin) Run(ctx context.Context) error {
 		return fmt.Errorf("device plugin: watch %s: %w", p.o.Dir, err)
 	}
 	defer dir.close()
+	if p.o.Root != "" {
+		ctx, cancel := context.WithCancel(ctx)
+		var users sync.WaitGroup
+		users.Go(func() { p.followUsers(ctx) })
+		defer users.Wait()
+		defer cancel()
+	}
 	p.removeLeftovers()
 	defer func() {
 		for name := range p.servers {

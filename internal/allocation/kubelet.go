@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
+
+	"github.com/kata-qat/kata-qat/internal/qat"
 )
 
 const (
@@ -149,6 +151,27 @@ func (k *kubelet) fetch(ctx context.Context, pod *Pod) (*podresources.PodResourc
 	// A pod that was deleted by force can be there beside its successor, and
 	// the answer has no UIDs to tell which is which.
 	return nil, fmt.Errorf("it lists %d pods of that name: wait until the former one is gone", len(pods))
+}
+
+// claimed lists the VFs of all pods. What names no VF is left out here: it is told
+// when the pod's containers come.
+func (k *kubelet) claimed(ctx context.Context) (map[qat.Address]bool, error) {
+	answer, err := call(ctx, func() (*podresources.ListPodResourcesResponse, error) {
+		return k.api.List(ctx, &podresources.ListPodResourcesRequest{})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the VFs of all pods: ask kubelet at %s: %w", k.socket, k.advise(err))
+	}
+	all := make(map[qat.Address]bool)
+	for _, p := range answer.GetPodResources() {
+		for _, c := range p.GetContainers() {
+			devices, _ := k.devices(c)
+			for _, d := range devices {
+				all[d.address] = true
+			}
+		}
+	}
+	return all, nil
 }
 
 // devices picks the QAT VFs out of what kubelet says of a container. A device

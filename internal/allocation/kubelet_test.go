@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
+
+	"github.com/kata-qat/kata-qat/internal/qat"
 )
 
 // kubeletServer answers for PodResources v1 over a socket as kubelet does.
@@ -432,4 +435,33 @@ func TestThePoolServesWhatKubeletDoesNot(t *testing.T) {
 	}
 	expect(t, all[0], SourcePodResources, "cy=0000:6b:00.5#0")
 	expect(t, all[1], SourcePool, "cy=0000:6b:00.1#1")
+}
+
+func TestClaimedIsWhatAnyPodHolds(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 8))
+	k := startKubelet(t)
+	k.grant("default/plain", "app", "qat.intel.com/cy", "0000:6b:00.1", "0000:6b:00.2")
+	k.grant("default/plain", "app", "nvidia.com/gpu", "GPU-1")
+	k.grant("default/odd", "app", "qat.intel.com/cy", "what")
+	k.claim("default/dra", "app", "qat.intel.com", "qatvf-0000-6b-00-3", "intel.com/qat=qatvf-0000-6b-00-3", "intel.com/qat=qatvf-vfio")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	// Of a pod that is being stopped kubelet knows nothing any more.
+	assign(t, r, pod("old"), container(pod("old"), "app").with(table, "0000:6b:00.4"))
+	claimed, err := r.Claimed(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slices.Sorted(maps.Keys(claimed)), []qat.Address{"0000:6b:00.1", "0000:6b:00.2", "0000:6b:00.3", "0000:6b:00.4"}; !slices.Equal(got, want) {
+		t.Errorf("claimed are %v, expected %v", got, want)
+	}
+	if !r.Held("0000:6b:00.4") || r.Held("0000:6b:00.1") {
+		t.Error("held is what the runtime told, and no more")
+	}
+
+	k.stop()
+	r = resolver(t, Options{KubeletSocket: k.socket, KubeletTimeout: 50 * time.Millisecond}, table)
+	_, err = r.Claimed(background)
+	refused(t, err, "list the VFs of all pods", k.socket, "check that kubelet runs")
+	_, err = resolver(t, Options{}, table).Claimed(background)
+	refused(t, err, "kubelet is not asked")
 }

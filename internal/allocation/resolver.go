@@ -3,6 +3,7 @@ package allocation
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -371,6 +372,27 @@ func (r *Resolver) Held(a qat.Address) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ledger.other(r.ledger.byVF[a], nil)
+}
+
+// Claimed lists the VFs that pods hold: those in the record, and those that
+// kubelet says are given to any container, Kata's or not. Without a kubelet that
+// answers it cannot tell, which is an error.
+func (r *Resolver) Claimed(ctx context.Context) (map[qat.Address]bool, error) {
+	if r.kubelet == nil {
+		return nil, errors.New("list the VFs of all pods: kubelet is not asked, by configuration")
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.kubelet.timeout)
+	defer cancel()
+	all, err := r.kubelet.claimed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a := range r.ledger.byVF {
+		all[a] = true
+	}
+	return all, nil
 }
 
 // Lookup returns what a container was given.

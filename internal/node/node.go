@@ -167,6 +167,9 @@ func newDevicePlugin(o Options, monitor *devices.Monitor, alloc *allocation.Reso
 		return nil, err
 	}
 	d := deviceplugin.Options{Dir: dir, Domain: o.Config.Kubelet.Domain, Policy: o.Config.DevicePlugin.Policy, Held: alloc.Held, Log: log}
+	if o.Config.Kubelet.PodResources != "" {
+		d.Root, d.Claimed = o.Root, alloc.Claimed
+	}
 	if cdi != nil {
 		d.CDI = cdi.has
 	}

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,12 +26,37 @@ type User struct {
 
 func (u User) String() string { return fmt.Sprintf("process %d (%s)", u.PID, u.Command) }
 
-// Users finds the processes that have the node of one of these VFs open, by VF.
-// The kernel has no such list: this looks at the open files of all processes
-// below root's /proc, which takes a while on a busy machine. A node that is open
-// and whose user cannot be seen, as from another PID namespace, has a User
-// without a PID.
+// Users finds who has the node of one of these VFs open, by VF: the processes
+// that VisibleUsers finds. A node that is open and whose user cannot be seen, as
+// from another PID namespace, has a User without a PID: to find out it opens the
+// node, which for that moment nobody else can. So it is for VFs that are to be
+// changed.
 func Users(root string, vfs []*qat.VF) (map[qat.Address]User, error) {
+	users, nodes, err := visibleUsers(root, vfs)
+	if err != nil {
+		return nil, err
+	}
+	for node, addresses := range nodes {
+		if users[addresses[0]].PID == 0 && busy(filepath.Join(root, node)) {
+			for _, a := range addresses {
+				users[a] = User{Command: "not visible from here", Node: node}
+			}
+		}
+	}
+	return users, nil
+}
+
+// VisibleUsers finds the processes that have the node of one of these VFs open,
+// by VF, and disturbs nobody. The kernel has no such list: this looks at the open
+// files of all processes below root's /proc, which takes a while on a busy
+// machine.
+func VisibleUsers(root string, vfs []*qat.VF) (map[qat.Address]User, error) {
+	users, _, err := visibleUsers(root, vfs)
+	return users, err
+}
+
+// visibleUsers also returns which VFs each node stands for.
+func visibleUsers(root string, vfs []*qat.VF) (map[qat.Address]User, map[string][]qat.Address, error) {
 	nodes := make(map[string][]qat.Address)
 	numbers := make(map[uint64]string)
 	for _, vf := range vfs {
@@ -45,7 +72,7 @@ func Users(root string, vfs []*qat.VF) (map[qat.Address]User, error) {
 		}
 	}
 	if len(nodes) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	users := make(map[qat.Address]User)
 	if err := eachOpenFile(root, func(pid int, file, target string) {
@@ -61,16 +88,9 @@ func Users(root string, vfs []*qat.VF) (map[qat.Address]User, error) {
 			users[a] = User{PID: pid, Command: command(root, pid), Node: node}
 		}
 	}); err != nil {
-		return nil, fmt.Errorf("find who uses VFs: %w", err)
+		return nil, nil, fmt.Errorf("find who uses VFs: %w", err)
 	}
-	for node, addresses := range nodes {
-		if users[addresses[0]].PID == 0 && busy(filepath.Join(root, node)) {
-			for _, a := range addresses {
-				users[a] = User{Command: "not visible from here", Node: node}
-			}
-		}
-	}
-	return users, nil
+	return users, nodes, nil
 }
 
 // cdevs are the nodes that iommufd's users open instead of the group's
@@ -81,7 +101,7 @@ func cdevs(root string, a qat.Address) []string {
 		return nil
 	}
 	for i, n := range names {
-		names[i] = "/dev/vfio/devices/" + filepath.Base(n)
+		names[i] = path.Join(cdevDir, filepath.Base(n))
 	}
 	return names
 }
@@ -109,6 +129,8 @@ func eachOpenFile(root string, f func(pid int, file, target string)) error {
 		if err != nil {
 			continue
 		}
+		// On a daemon's only processor a pod that starts goes first.
+		runtime.Gosched()
 		dir := filepath.Join(proc, e.Name(), "fd")
 		files, err := os.ReadDir(dir)
 		if err != nil {
