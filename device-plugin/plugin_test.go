@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/status"
 
+	"github.com/kata-qat/kata-qat/device-plugin/kubelettest"
 	"github.com/kata-qat/kata-qat/internal/devices"
 	"github.com/kata-qat/kata-qat/internal/placement"
 	"github.com/kata-qat/kata-qat/internal/qat"
@@ -46,6 +47,24 @@ type node struct {
 	*Plugin
 	monitor *devices.Monitor
 	end     func() // ends Run and waits for it
+}
+
+func startKubelet(t testing.TB) *kubelettest.Kubelet {
+	t.Helper()
+	k := kubelettest.New(shortDir(t))
+	k.Start(t)
+	return k
+}
+
+// shortDir is a directory whose name leaves space for that of a socket.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func quiet() *logrus.Entry {
@@ -88,9 +107,9 @@ func (n *node) start(t testing.TB) *node {
 	return n
 }
 
-func startNode(t testing.TB, k *kubelet, pfs ...qattest.PF) *node {
+func startNode(t testing.TB, k *kubelettest.Kubelet, pfs ...qattest.PF) *node {
 	t.Helper()
-	return newNode(t, options(k.dir), qattest.Node{PFs: pfs}).start(t)
+	return newNode(t, options(k.Dir), qattest.Node{PFs: pfs}).start(t)
 }
 
 // change does something to the machine of which the kernel tells the monitor.
@@ -123,20 +142,20 @@ func TestEveryResourceIsOfferedWithItsDevices(t *testing.T) {
 	far := crypto("0000:e8:00.0", -1, 1)
 	old := qattest.PF{Address: "0000:1a:00.0", Family: "c62x", NUMA: 1, VFs: 1, VFDriver: "vfio-pci", FirstGroup: 500}
 	startNode(t, k, crypto("0000:6b:00.0", 0, 2), compression("0000:70:00.0", 1, 1), far, old)
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:e8:00.1@-")
-	k.expect(t, dc, "0000:70:00.1@1")
-	k.expect(t, "qat.intel.com/generic", "0000:1a:01.0@1")
-	if o := k.endpoint(t, cy).options; !o.GetPreferredAllocationAvailable || o.PreStartRequired {
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:e8:00.1@-")
+	k.Expect(t, dc, "0000:70:00.1@1")
+	k.Expect(t, "qat.intel.com/generic", "0000:1a:01.0@1")
+	if o := k.Options(t, cy); !o.GetPreferredAllocationAvailable || o.PreStartRequired {
 		t.Errorf("options %v", o)
 	}
 }
 
 func TestTheDomainIsConfigurable(t *testing.T) {
 	k := startKubelet(t)
-	o := options(k.dir)
+	o := options(k.Dir)
 	o.Domain = "crypto.example.com"
 	newNode(t, o, qattest.Node{PFs: []qattest.PF{crypto("0000:6b:00.0", 0, 1)}}).start(t)
-	k.expect(t, "crypto.example.com/cy", "0000:6b:00.1@0")
+	k.Expect(t, "crypto.example.com/cy", "0000:6b:00.1@0")
 }
 
 // What is not meant for pods is not offered: VFs of the host's own driver, and
@@ -148,38 +167,38 @@ func TestOnlyWhatPodsCanHaveIsOffered(t *testing.T) {
 	together := crypto("0000:e8:00.0", 0, 3)
 	together.OneGroup = true
 	startNode(t, k, crypto("0000:6b:00.0", 0, 1), hosts, together)
-	k.expect(t, cy, "0000:6b:00.1@0 0000:e8:00.1@0")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:e8:00.1@0")
 }
 
 func TestHealthFollowsTheDevices(t *testing.T) {
 	k := startKubelet(t)
 	n := startNode(t, k, crypto("0000:6b:00.0", 0, 2), crypto("0000:e8:00.0", 1, 1))
 	const first = "0000:6b:00.1@0 0000:6b:00.2@0"
-	k.expect(t, cy, first+" 0000:e8:00.1@1")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1")
 
 	n.change(t, n.Kill("0000:e8:00.0"))
-	k.expect(t, cy, first+" 0000:e8:00.1@1!")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1!")
 	n.change(t, n.Revive("0000:e8:00.0"))
-	k.expect(t, cy, first+" 0000:e8:00.1@1")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1")
 
 	n.change(t, n.Set("0000:e8:00.0", "qat/state", "down"))
-	k.expect(t, cy, first+" 0000:e8:00.1@1!")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1!")
 	n.change(t, n.Set("0000:e8:00.0", "qat/state", "up"))
-	k.expect(t, cy, first+" 0000:e8:00.1@1")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1")
 
 	n.change(t, n.Rebind("0000:6b:00.1", "4xxxvf"))
-	k.expect(t, cy, "0000:6b:00.2@0 0000:e8:00.1@1")
+	k.Expect(t, cy, "0000:6b:00.2@0 0000:e8:00.1@1")
 	n.change(t, n.Rebind("0000:6b:00.1", "vfio-pci"))
-	k.expect(t, cy, first+" 0000:e8:00.1@1")
+	k.Expect(t, cy, first+" 0000:e8:00.1@1")
 
 	n.change(t, n.Remove("0000:6b:00.2"))
-	k.expect(t, cy, "0000:6b:00.1@0 0000:e8:00.1@1")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:e8:00.1@1")
 
 	n.change(t, n.Set("0000:e8:00.0", "qat/cfg_services", "dc"))
-	k.expect(t, cy, "0000:6b:00.1@0")
-	k.expect(t, dc, "0000:e8:00.1@1")
+	k.Expect(t, cy, "0000:6b:00.1@0")
+	k.Expect(t, dc, "0000:e8:00.1@1")
 	n.change(t, n.Remove("0000:6b:00.1"))
-	k.expect(t, cy, "")
+	k.Expect(t, cy, "")
 }
 
 func TestAKubeletThatComesLaterIsFound(t *testing.T) {
@@ -189,10 +208,10 @@ func TestAKubeletThatComesLaterIsFound(t *testing.T) {
 		"nor is the one above":       "kubelet/device-plugins",
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := newKubelet(filepath.Join(shortDir(t), missing))
+			k := kubelettest.New(filepath.Join(shortDir(t), missing))
 			startNode(t, k, crypto("0000:6b:00.0", 0, 1))
-			k.start(t)
-			k.expect(t, cy, "0000:6b:00.1@0")
+			k.Start(t)
+			k.Expect(t, cy, "0000:6b:00.1@0")
 		})
 	}
 }
@@ -201,60 +220,60 @@ func TestAKubeletThatStartsAgainIsToldAgain(t *testing.T) {
 	k := startKubelet(t)
 	n := startNode(t, k, crypto("0000:6b:00.0", 0, 1), compression("0000:70:00.0", 0, 1))
 	for range 3 {
-		k.expect(t, cy, "0000:6b:00.1@0")
-		k.expect(t, dc, "0000:70:00.1@0")
-		k.kill()
-		k.start(t)
+		k.Expect(t, cy, "0000:6b:00.1@0")
+		k.Expect(t, dc, "0000:70:00.1@0")
+		k.Kill()
+		k.Start(t)
 	}
-	k.expect(t, cy, "0000:6b:00.1@0")
-	k.kill()
-	if err := os.RemoveAll(k.dir); err != nil { // as kubeadm reset does
+	k.Expect(t, cy, "0000:6b:00.1@0")
+	k.Kill()
+	if err := os.RemoveAll(k.Dir); err != nil { // as kubeadm reset does
 		t.Fatal(err)
 	}
 	n.change(t, n.Kill("0000:6b:00.0"))
-	k.start(t)
-	k.expect(t, cy, "0000:6b:00.1@0!")
+	k.Start(t)
+	k.Expect(t, cy, "0000:6b:00.1@0!")
 }
 
 func TestASocketThatSomebodyRemovedIsMadeAgain(t *testing.T) {
 	k := startKubelet(t)
 	startNode(t, k, crypto("0000:6b:00.0", 0, 1))
-	k.expect(t, cy, "0000:6b:00.1@0")
-	before := k.registers
-	sockets, err := filepath.Glob(filepath.Join(k.dir, socketPrefix+"*"))
+	k.Expect(t, cy, "0000:6b:00.1@0")
+	before := k.Registrations()
+	sockets, err := filepath.Glob(filepath.Join(k.Dir, socketPrefix+"*"))
 	if err != nil || len(sockets) != 1 {
 		t.Fatalf("sockets %v, %v", sockets, err)
 	}
 	if err := os.Remove(sockets[0]); err != nil {
 		t.Fatal(err)
 	}
-	k.await(t, "it registers again", func() bool { return k.registers > before })
-	k.expect(t, cy, "0000:6b:00.1@0")
+	k.AwaitRegistrations(t, before+1)
+	k.Expect(t, cy, "0000:6b:00.1@0")
 }
 
 func TestARegistrationThatKubeletRefusesIsTriedAgain(t *testing.T) {
 	k := startKubelet(t)
-	k.set(func() { k.fail = errors.New("not now") })
+	k.Fail(errors.New("not now"))
 	startNode(t, k, crypto("0000:6b:00.0", 0, 1))
-	k.await(t, "it is refused", func() bool { return k.registers > 0 })
-	k.set(func() { k.fail = nil })
-	k.expect(t, cy, "0000:6b:00.1@0")
+	k.AwaitRegistrations(t, 1)
+	k.Fail(nil)
+	k.Expect(t, cy, "0000:6b:00.1@0")
 }
 
 func TestTheEndLeavesNothing(t *testing.T) {
 	k := startKubelet(t)
 	n := startNode(t, k, crypto("0000:6b:00.0", 0, 1))
-	k.expect(t, cy, "0000:6b:00.1@0")
+	k.Expect(t, cy, "0000:6b:00.1@0")
 	n.end()
-	k.gone(t, cy)
-	if left, _ := filepath.Glob(filepath.Join(k.dir, "kata-qat*")); len(left) != 0 {
+	k.Gone(t, cy)
+	if left, _ := filepath.Glob(filepath.Join(k.Dir, "kata-qat*")); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
 }
 
 func TestTheNextDaemonTakesOverFromOneThatWasKilled(t *testing.T) {
 	k := startKubelet(t)
-	left := filepath.Join(k.dir, socketPrefix+"cy-00000000.sock")
+	left := filepath.Join(k.Dir, socketPrefix+"cy-00000000.sock")
 	l, err := net.Listen("unix", left)
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +282,7 @@ func TestTheNextDaemonTakesOverFromOneThatWasKilled(t *testing.T) {
 	l.Close()
 	for range 2 { // the second finds the first, which kubelet may still know
 		n := startNode(t, k, crypto("0000:6b:00.0", 0, 1))
-		k.expect(t, cy, "0000:6b:00.1@0")
+		k.Expect(t, cy, "0000:6b:00.1@0")
 		n.end()
 	}
 	if _, err := os.Lstat(left); !os.IsNotExist(err) {
@@ -287,37 +306,37 @@ func listen(t testing.TB, socket string) net.Listener {
 
 func TestWhereIntelsPluginServesItStandsBack(t *testing.T) {
 	k := startKubelet(t)
-	intel := listen(t, filepath.Join(k.dir, "qat.intel.com-cy.sock"))
+	intel := listen(t, filepath.Join(k.Dir, "qat.intel.com-cy.sock"))
 	startNode(t, k, crypto("0000:6b:00.0", 0, 1), compression("0000:70:00.0", 0, 1))
-	k.expect(t, dc, "0000:70:00.1@0")
-	k.gone(t, cy)
+	k.Expect(t, dc, "0000:70:00.1@0")
+	k.Gone(t, cy)
 	intel.Close() // which removes the socket
-	k.expect(t, cy, "0000:6b:00.1@0")
-	listen(t, filepath.Join(k.dir, "qat.intel.com-cy.sock"))
-	k.gone(t, cy)
-	k.expect(t, dc, "0000:70:00.1@0")
+	k.Expect(t, cy, "0000:6b:00.1@0")
+	listen(t, filepath.Join(k.Dir, "qat.intel.com-cy.sock"))
+	k.Gone(t, cy)
+	k.Expect(t, dc, "0000:70:00.1@0")
 }
 
 func TestWhereIntelsDRADriverServesItStandsBack(t *testing.T) {
-	k := newKubelet(filepath.Join(shortDir(t), "device-plugins"))
-	k.start(t)
-	listen(t, filepath.Join(k.dir, "../plugins_registry/qat.intel.com-reg.sock"))
+	k := kubelettest.New(filepath.Join(shortDir(t), "device-plugins"))
+	k.Start(t)
+	listen(t, filepath.Join(k.Dir, "../plugins_registry/qat.intel.com-reg.sock"))
 	n := startNode(t, k, crypto("0000:6b:00.0", 0, 1))
 	n.end()
-	if k.registers != 0 {
+	if k.Registrations() != 0 {
 		t.Error("it registered")
 	}
 }
 
 func TestAllocateGivesNodesNamesAndAnAnnotation(t *testing.T) {
 	k := startKubelet(t)
-	o := options(k.dir)
+	o := options(k.Dir)
 	o.CDI = func(kind string) bool { return kind == cy }
 	newNode(t, o, qattest.Node{PFs: []qattest.PF{crypto("0000:6b:00.0", 0, 3), compression("0000:70:00.0", 0, 1)}}).start(t)
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0")
-	k.expect(t, dc, "0000:70:00.1@0")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0")
+	k.Expect(t, dc, "0000:70:00.1@0")
 
-	a, err := k.allocate(t, cy, "0000:6b:00.3", "0000:6b:00.1")
+	a, err := k.Allocate(t, cy, "0000:6b:00.3", "0000:6b:00.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +363,7 @@ func TestAllocateGivesNodesNamesAndAnAnnotation(t *testing.T) {
 	if len(a.Envs) != 0 || len(a.Mounts) != 0 {
 		t.Errorf("also %v %v", a.Envs, a.Mounts)
 	}
-	if a, err := k.allocate(t, dc, "0000:70:00.1"); err != nil || len(a.CdiDevices) != 0 {
+	if a, err := k.Allocate(t, dc, "0000:70:00.1"); err != nil || len(a.CdiDevices) != 0 {
 		t.Errorf("without a CDI spec: %v, %v", a, err)
 	}
 }
@@ -354,13 +373,13 @@ func groupNode(id int) string { return (&qat.Group{ID: id}).Node() }
 func TestAllocateRefusesWhatCannotBeUsed(t *testing.T) {
 	k := startKubelet(t)
 	mixed := crypto("0000:b0:00.0", 0, 1)
-	n := newNode(t, options(k.dir), qattest.Node{
+	n := newNode(t, options(k.Dir), qattest.Node{
 		PFs:    []qattest.PF{crypto("0000:6b:00.0", 0, 2), compression("0000:70:00.0", 0, 1), mixed},
 		Others: []qattest.Device{{Address: "0000:b1:00.0", Vendor: 0x8086, Device: 0x1521, Driver: "igb", Group: mixed.FirstGroup}},
 	}).start(t)
 	n.change(t, n.Kill("0000:70:00.0"))
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:b0:00.1@0!")
-	k.expect(t, dc, "0000:70:00.1@0!")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:b0:00.1@0!")
+	k.Expect(t, dc, "0000:70:00.1@0!")
 	for _, tt := range []struct {
 		name, resource string
 		ids, says      []string
@@ -373,7 +392,7 @@ func TestAllocateRefusesWhatCannotBeUsed(t *testing.T) {
 		{"a group that is not viable", cy, []string{"0000:b0:00.1"}, []string{"0000:b0:00.1", "also holds 0000:b1:00.0 (igb)"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := k.allocate(t, tt.resource, tt.ids...)
+			_, err := k.Allocate(t, tt.resource, tt.ids...)
 			refused(t, err, tt.says...)
 		})
 	}
@@ -381,14 +400,14 @@ func TestAllocateRefusesWhatCannotBeUsed(t *testing.T) {
 
 func TestPreferredDevices(t *testing.T) {
 	k := startKubelet(t)
-	o := options(k.dir)
+	o := options(k.Dir)
 	o.Held = func(a qat.Address) bool { return a == "0000:6b:00.1" } // its sandbox is being stopped
 	n := newNode(t, o, qattest.Node{PFs: []qattest.PF{crypto("0000:6b:00.0", 0, 3), crypto("0000:e8:00.0", 1, 3)}}).start(t)
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:e8:00.1@1 0000:e8:00.2@1 0000:e8:00.3@1")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:e8:00.1@1 0000:e8:00.2@1 0000:e8:00.3@1")
 	all := []string{"0000:e8:00.3", "0000:e8:00.2", "0000:e8:00.1", "0000:6b:00.3", "0000:6b:00.2", "0000:6b:00.1"}
 	check := func(size int, available, must []string, want ...string) {
 		t.Helper()
-		got, err := k.prefer(t, cy, size, available, must)
+		got, err := k.Prefer(t, cy, size, available, must)
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("%d of %v with %v: %v, %v; expected %v", size, available, must, got, err, want)
 		}
@@ -399,7 +418,7 @@ func TestPreferredDevices(t *testing.T) {
 	check(3, all[3:], nil, "0000:6b:00.1", "0000:6b:00.2", "0000:6b:00.3")
 	check(2, all, []string{"0000:e8:00.3"}, "0000:e8:00.1", "0000:e8:00.3")
 	check(2, []string{"0000:6b:00.2", "what"}, nil, "0000:6b:00.2")
-	if _, err := k.prefer(t, cy, 1, all, all[:2]); err == nil {
+	if _, err := k.Prefer(t, cy, 1, all, all[:2]); err == nil {
 		t.Error("no error for one device that must be two")
 	}
 	n.change(t, n.Kill("0000:6b:00.0"))

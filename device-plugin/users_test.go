@@ -48,7 +48,7 @@ func TestWhatTheHostUsesIsNotOffered(t *testing.T) {
 	k := startKubelet(t)
 	var claims atomic.Int32
 	pods := map[qat.Address]bool{"0000:6b:00.2": true} // as kubelet says
-	o := options(k.dir)
+	o := options(k.Dir)
 	o.Held = func(a qat.Address) bool { return a == "0000:6b:00.3" } // as the runtime says
 	o.Claimed = func(context.Context) (map[qat.Address]bool, error) {
 		claims.Add(1)
@@ -60,18 +60,18 @@ func TestWhatTheHostUsesIsNotOffered(t *testing.T) {
 	// One that was there before the daemon.
 	n.open(t, "1", groupNode(pf.FirstGroup+3))
 	n.start(t)
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0!")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0!")
 
 	n.open(t, "2", groupNode(pf.FirstGroup+1))
 	n.open(t, "3", groupNode(pf.FirstGroup+2))
 	n.open(t, "4711", groupNode(pf.FirstGroup))
-	k.expect(t, cy, "0000:6b:00.1@0! 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0!")
-	_, err := k.allocate(t, cy, "0000:6b:00.1")
+	k.Expect(t, cy, "0000:6b:00.1@0! 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0!")
+	_, err := k.Allocate(t, cy, "0000:6b:00.1")
 	refused(t, err, "0000:6b:00.1 is in use on the host, by no pod: process 4711 (dpdk-test) has", "open: stop it first")
 
 	n.shut(t, "1", groupNode(pf.FirstGroup+3))
 	n.shut(t, "4711", groupNode(pf.FirstGroup))
-	k.expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0")
+	k.Expect(t, cy, "0000:6b:00.1@0 0000:6b:00.2@0 0000:6b:00.3@0 0000:6b:00.4@0")
 }
 
 func TestAPodsVMIsNotLookedFor(t *testing.T) {

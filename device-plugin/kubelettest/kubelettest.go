@@ -1,4 +1,7 @@
-package deviceplugin
+// Package kubelettest stands in for the device manager of a kubelet, as far as a
+// device plugin can tell it from the real one: real gRPC on real sockets. It
+// schedules nothing: tests say what is allocated.
+package kubelettest
 
 import (
 	"context"
@@ -18,13 +21,13 @@ import (
 	api "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
-// kubelet is the device manager of a kubelet, as far as a plugin can tell it from
-// the real one (Kubernetes 1.37, pkg/kubelet/cm/devicemanager): it connects to a
-// plugin before it answers its registration, refuses a socket that it has a
-// connection to, and removes all sockets when it starts.
-type kubelet struct {
+// Kubelet does what a plugin can see (Kubernetes 1.37,
+// pkg/kubelet/cm/devicemanager): it connects to a plugin before it answers its
+// registration, refuses a socket that it has a connection to, and removes all
+// sockets when it starts.
+type Kubelet struct {
 	api.UnimplementedRegistrationServer
-	dir string
+	Dir string // for device plugins
 
 	mu        sync.Mutex
 	news      chan struct{} // closed and made anew with everything that happens
@@ -32,7 +35,7 @@ type kubelet struct {
 	endpoints map[string]map[string]*endpoint // by resource and socket
 	lists     map[string]string               // what was told last of a resource
 	registers int
-	fail      error // what Register fails with
+	fail      error
 }
 
 type endpoint struct {
@@ -41,37 +44,21 @@ type endpoint struct {
 	options *api.DevicePluginOptions
 }
 
-// newKubelet has a directory that need not be there, and does not run yet.
-func newKubelet(dir string) *kubelet { return &kubelet{dir: dir, news: make(chan struct{})} }
+// New has a directory that need not be there, and does not run yet.
+func New(dir string) *Kubelet { return &Kubelet{Dir: dir, news: make(chan struct{})} }
 
-func startKubelet(t testing.TB) *kubelet {
+// Start runs it until the test ends, or until it is killed. It may be started
+// again then.
+func (k *Kubelet) Start(t testing.TB) {
 	t.Helper()
-	k := newKubelet(shortDir(t))
-	k.start(t)
-	return k
-}
-
-// shortDir is a directory whose name leaves space for that of a socket.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "dp")
-	if err != nil {
+	if err := os.MkdirAll(k.Dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func (k *kubelet) start(t testing.TB) {
-	t.Helper()
-	if err := os.MkdirAll(k.dir, 0o750); err != nil {
-		t.Fatal(err)
-	}
-	sockets, _ := filepath.Glob(filepath.Join(k.dir, "*.sock"))
+	sockets, _ := filepath.Glob(filepath.Join(k.Dir, "*.sock"))
 	for _, s := range sockets {
 		os.Remove(s)
 	}
-	l, err := net.Listen("unix", filepath.Join(k.dir, kubeletSocket))
+	l, err := net.Listen("unix", filepath.Join(k.Dir, "kubelet.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,11 +69,11 @@ func (k *kubelet) start(t testing.TB) {
 	k.server, k.endpoints, k.lists = s, make(map[string]map[string]*endpoint), make(map[string]string)
 	k.mu.Unlock()
 	go s.Serve(l)
-	t.Cleanup(k.kill)
+	t.Cleanup(k.Kill)
 }
 
-// kill ends it without leave: its socket stays.
-func (k *kubelet) kill() {
+// Kill ends it without leave: its socket stays.
+func (k *Kubelet) Kill() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.server.Stop()
@@ -97,7 +84,23 @@ func (k *kubelet) kill() {
 	}
 }
 
-func (k *kubelet) set(f func()) {
+// Fail has every registration fail; nil lets them succeed again.
+func (k *Kubelet) Fail(err error) { k.set(func() { k.fail = err }) }
+
+// Registrations is how many there were, refused ones included.
+func (k *Kubelet) Registrations() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.registers
+}
+
+// AwaitRegistrations waits for there to have been so many.
+func (k *Kubelet) AwaitRegistrations(t testing.TB, n int) {
+	t.Helper()
+	k.await(t, fmt.Sprintf("%d registrations", n), func() bool { return k.registers >= n })
+}
+
+func (k *Kubelet) set(f func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	f()
@@ -106,7 +109,7 @@ func (k *kubelet) set(f func()) {
 }
 
 // Register connects to the plugin.
-func (k *kubelet) Register(ctx context.Context, r *api.RegisterRequest) (*api.Empty, error) {
+func (k *Kubelet) Register(ctx context.Context, r *api.RegisterRequest) (*api.Empty, error) {
 	k.mu.Lock()
 	fail := k.fail
 	k.mu.Unlock()
@@ -114,7 +117,7 @@ func (k *kubelet) Register(ctx context.Context, r *api.RegisterRequest) (*api.Em
 	if fail != nil {
 		return nil, fail
 	}
-	socket := filepath.Join(k.dir, r.Endpoint)
+	socket := filepath.Join(k.Dir, r.Endpoint)
 	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return net.Dial("unix", socket) }))
 	if err != nil {
@@ -137,7 +140,7 @@ func (k *kubelet) Register(ctx context.Context, r *api.RegisterRequest) (*api.Em
 	return &api.Empty{}, nil
 }
 
-func (k *kubelet) watch(resource, socket string, e *endpoint) {
+func (k *Kubelet) watch(resource, socket string, e *endpoint) {
 	stream, err := e.client.ListAndWatch(context.Background(), &api.Empty{})
 	for err == nil {
 		var list *api.ListAndWatchResponse
@@ -154,8 +157,6 @@ func (k *kubelet) watch(resource, socket string, e *endpoint) {
 	})
 }
 
-// render writes a list as tests expect it: "0000:6b:00.1@0" is a healthy device
-// on NUMA node 0, "0000:6b:00.2@-!" an unhealthy one on none.
 func render(list *api.ListAndWatchResponse) string {
 	var all []string
 	for _, d := range list.GetDevices() {
@@ -178,7 +179,7 @@ func render(list *api.ListAndWatchResponse) string {
 }
 
 // await waits until it is as it should be.
-func (k *kubelet) await(t testing.TB, what string, is func() bool) {
+func (k *Kubelet) await(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	timeout := time.After(time.Minute)
 	for {
@@ -198,8 +199,10 @@ func (k *kubelet) await(t testing.TB, what string, is func() bool) {
 	}
 }
 
-// expect waits for kubelet to know exactly these devices, from one plugin.
-func (k *kubelet) expect(t testing.TB, resource, list string) {
+// Expect waits for kubelet to know exactly these devices of a resource, from one
+// plugin: "0000:6b:00.1@0" is a healthy one on NUMA node 0, "0000:6b:00.2@-!" an
+// unhealthy one on none.
+func (k *Kubelet) Expect(t testing.TB, resource, list string) {
 	t.Helper()
 	k.await(t, fmt.Sprintf("%s is %q", resource, list), func() bool {
 		got, known := k.lists[resource]
@@ -207,13 +210,13 @@ func (k *kubelet) expect(t testing.TB, resource, list string) {
 	})
 }
 
-// gone waits for kubelet to have no plugin for a resource.
-func (k *kubelet) gone(t testing.TB, resource string) {
+// Gone waits for kubelet to have no plugin for a resource.
+func (k *Kubelet) Gone(t testing.TB, resource string) {
 	t.Helper()
 	k.await(t, resource+" is gone", func() bool { return len(k.endpoints[resource]) == 0 })
 }
 
-func (k *kubelet) endpoint(t testing.TB, resource string) *endpoint {
+func (k *Kubelet) endpoint(t testing.TB, resource string) *endpoint {
 	t.Helper()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -224,7 +227,14 @@ func (k *kubelet) endpoint(t testing.TB, resource string) *endpoint {
 	return nil
 }
 
-func (k *kubelet) allocate(t testing.TB, resource string, ids ...string) (*api.ContainerAllocateResponse, error) {
+// Options are what a plugin said that it can be asked.
+func (k *Kubelet) Options(t testing.TB, resource string) *api.DevicePluginOptions {
+	t.Helper()
+	return k.endpoint(t, resource).options
+}
+
+// Allocate asks the plugin what a container needs to use devices.
+func (k *Kubelet) Allocate(t testing.TB, resource string, ids ...string) (*api.ContainerAllocateResponse, error) {
 	t.Helper()
 	a, err := k.endpoint(t, resource).client.Allocate(t.Context(), &api.AllocateRequest{ContainerRequests: []*api.ContainerAllocateRequest{{DevicesIds: ids}}})
 	if err != nil {
@@ -236,7 +246,8 @@ func (k *kubelet) allocate(t testing.TB, resource string, ids ...string) (*api.C
 	return a.ContainerResponses[0], nil
 }
 
-func (k *kubelet) prefer(t testing.TB, resource string, size int, available, must []string) ([]string, error) {
+// Prefer asks the plugin which devices it would take. The answer is sorted.
+func (k *Kubelet) Prefer(t testing.TB, resource string, size int, available, must []string) ([]string, error) {
 	t.Helper()
 	a, err := k.endpoint(t, resource).client.GetPreferredAllocation(t.Context(), &api.PreferredAllocationRequest{
 		ContainerRequests: []*api.ContainerPreferredAllocationRequest{{AvailableDeviceIDs: available, MustIncludeDeviceIDs: must, AllocationSize: int32(size)}},
