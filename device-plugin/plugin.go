@@ -206,7 +206,15 @@ func (p *Plugin) settle(ctx context.Context) bool {
 		if s != nil && s.kubelet == id && s.there() {
 			continue
 		}
-		p.stop(name)
+		if s != nil {
+			p.stop(name)
+			delete(p.said, name)
+			// A kubelet that takes a plugin and drops it is not to be run after.
+			if s.lost.Load() && time.Since(s.since) < time.Second {
+				settled = false
+				continue
+			}
+		}
 		if id == (identity{}) {
 			p.say(name, "", logrus.InfoLevel, "waiting for kubelet")
 			continue
@@ -238,7 +246,7 @@ func (p *Plugin) start(ctx context.Context, name, kubelet string, id identity) e
 		s.stop()
 		return fmt.Errorf("register %s with kubelet at %s: %w", p.full(name), kubelet, err)
 	}
-	s.kubelet = id
+	s.kubelet, s.since = id, time.Now()
 	p.servers[name] = s
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -33,6 +34,7 @@ type server struct {
 	name    string // of the resource, without domain
 	socket  string
 	kubelet identity // with which it is registered
+	since   time.Time
 	grpc    *grpc.Server
 	streams atomic.Int32 // of ListAndWatch
 	lost    atomic.Bool  // kubelet had a stream, and it has ended
