@@ -221,7 +221,7 @@ func (p *Plugin) settle(ctx context.Context) bool {
 		}
 		if err := p.start(ctx, name, kubelet, id); err != nil {
 			if ctx.Err() == nil {
-				p.say(name, err.Error(), logrus.ErrorLevel, "kubelet could not be told of the devices; this is tried again")
+				p.say(name, err.Error(), logrus.WarnLevel, "kubelet could not be told of the devices; this is tried again")
 			}
 			settled = false
 			continue

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,12 +43,21 @@ type endpoint struct {
 	options *api.DevicePluginOptions
 }
 
+// TB is what is needed of a *testing.T or *testing.B.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Context() context.Context
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // New has a directory that need not be there, and does not run yet.
 func New(dir string) *Kubelet { return &Kubelet{Dir: dir, news: make(chan struct{})} }
 
 // Start runs it until the test ends, or until it is killed. It may be started
 // again then.
-func (k *Kubelet) Start(t testing.TB) {
+func (k *Kubelet) Start(t TB) {
 	t.Helper()
 	if err := os.MkdirAll(k.Dir, 0o750); err != nil {
 		t.Fatal(err)
@@ -95,7 +103,7 @@ func (k *Kubelet) Registrations() int {
 }
 
 // AwaitRegistrations waits for there to have been so many.
-func (k *Kubelet) AwaitRegistrations(t testing.TB, n int) {
+func (k *Kubelet) AwaitRegistrations(t TB, n int) {
 	t.Helper()
 	k.await(t, fmt.Sprintf("%d registrations", n), func() bool { return k.registers >= n })
 }
@@ -179,7 +187,7 @@ func render(list *api.ListAndWatchResponse) string {
 }
 
 // await waits until it is as it should be.
-func (k *Kubelet) await(t testing.TB, what string, is func() bool) {
+func (k *Kubelet) await(t TB, what string, is func() bool) {
 	t.Helper()
 	timeout := time.After(time.Minute)
 	for {
@@ -202,7 +210,7 @@ func (k *Kubelet) await(t testing.TB, what string, is func() bool) {
 // Expect waits for kubelet to know exactly these devices of a resource, from one
 // plugin: "0000:6b:00.1@0" is a healthy one on NUMA node 0, "0000:6b:00.2@-!" an
 // unhealthy one on none.
-func (k *Kubelet) Expect(t testing.TB, resource, list string) {
+func (k *Kubelet) Expect(t TB, resource, list string) {
 	t.Helper()
 	k.await(t, fmt.Sprintf("%s is %q", resource, list), func() bool {
 		got, known := k.lists[resource]
@@ -211,12 +219,12 @@ func (k *Kubelet) Expect(t testing.TB, resource, list string) {
 }
 
 // Gone waits for kubelet to have no plugin for a resource.
-func (k *Kubelet) Gone(t testing.TB, resource string) {
+func (k *Kubelet) Gone(t TB, resource string) {
 	t.Helper()
 	k.await(t, resource+" is gone", func() bool { return len(k.endpoints[resource]) == 0 })
 }
 
-func (k *Kubelet) endpoint(t testing.TB, resource string) *endpoint {
+func (k *Kubelet) endpoint(t TB, resource string) *endpoint {
 	t.Helper()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -228,13 +236,13 @@ func (k *Kubelet) endpoint(t testing.TB, resource string) *endpoint {
 }
 
 // Options are what a plugin said that it can be asked.
-func (k *Kubelet) Options(t testing.TB, resource string) *api.DevicePluginOptions {
+func (k *Kubelet) Options(t TB, resource string) *api.DevicePluginOptions {
 	t.Helper()
 	return k.endpoint(t, resource).options
 }
 
 // Allocate asks the plugin what a container needs to use devices.
-func (k *Kubelet) Allocate(t testing.TB, resource string, ids ...string) (*api.ContainerAllocateResponse, error) {
+func (k *Kubelet) Allocate(t TB, resource string, ids ...string) (*api.ContainerAllocateResponse, error) {
 	t.Helper()
 	a, err := k.endpoint(t, resource).client.Allocate(t.Context(), &api.AllocateRequest{ContainerRequests: []*api.ContainerAllocateRequest{{DevicesIds: ids}}})
 	if err != nil {
@@ -247,7 +255,7 @@ func (k *Kubelet) Allocate(t testing.TB, resource string, ids ...string) (*api.C
 }
 
 // Prefer asks the plugin which devices it would take. The answer is sorted.
-func (k *Kubelet) Prefer(t testing.TB, resource string, size int, available, must []string) ([]string, error) {
+func (k *Kubelet) Prefer(t TB, resource string, size int, available, must []string) ([]string, error) {
 	t.Helper()
 	a, err := k.endpoint(t, resource).client.GetPreferredAllocation(t.Context(), &api.PreferredAllocationRequest{
 		ContainerRequests: []*api.ContainerPreferredAllocationRequest{{AvailableDeviceIDs: available, MustIncludeDeviceIDs: must, AllocationSize: int32(size)}},
