@@ -22,6 +22,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/devconf"
 	"github.com/kata-qat/kata-qat/internal/devices"
 	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 )
 
 // Name is the plugin's name, as containerd's required_plugins wants it.
@@ -39,7 +40,19 @@ type Options struct {
 	// SandboxDevices reads the devices in the spec of a sandbox that lives;
 	// nil where no sandbox has any.
 	SandboxDevices func(sandboxID string) []allocation.SpecDevice
+	Observer       Observer
 	Log            *logrus.Entry
+}
+
+// Observer is told what the plugin has done. Its functions must not wait: a pod
+// does. One that is nil is not called.
+type Observer struct {
+	// Injected is told of a container that gets VFs.
+	Injected func(vfs int, took time.Duration)
+	// Refused is told of a container that is not created.
+	Refused func(pod allocation.Pod, container string, err error)
+	// Validated is told of a container that holds VFs and has all of them.
+	Validated func(took time.Duration)
 }
 
 // Plugin has the handlers of the NRI events. Its methods are safe for
@@ -120,15 +133,18 @@ func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *
 	var a *api.ContainerAdjustment
 	if err == nil {
 		if a, err = e.Adjustment(ctr); err != nil {
-			err = refusal(pod, ctr, err)
+			err = named(pod, ctr, refusal.DeviceGone, err)
 		}
 	}
 	if err != nil {
-		p.log(pod, ctr).WithError(err).Error("container refused")
+		p.refused(pod, ctr, err)
 		return nil, nil, err
 	}
 	p.made.Store(ctr.GetId(), made{sandbox: pod.GetId(), edits: e})
 	took := time.Since(start)
+	if f := p.o.Observer.Injected; f != nil {
+		f(e.NumVFs(), took)
+	}
 	// The pod does not wait for a line in the log.
 	go p.log(pod, ctr).WithFields(logrus.Fields{
 		"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": took.String(),
@@ -146,6 +162,7 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 	if !ok {
 		return nil
 	}
+	start := time.Now()
 	// What CreateContainer has found a moment ago need not be found again. It
 	// is the container's only as long as it is being created.
 	var e *edits.Edits
@@ -153,17 +170,32 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 		e = m.(made).edits
 	} else {
 		var err error
-		if e, err = p.edits(ctx, profile, pod, ctr); err != nil || e == nil {
+		if e, err = p.edits(ctx, profile, pod, ctr); err != nil {
+			p.refused(pod, ctr, err)
 			return err
+		}
+		if e == nil {
+			return nil
 		}
 	}
 	if missing := e.Missing(ctr, req.GetAdjust()); len(missing) > 0 {
-		err := refusal(pod, ctr, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
+		err := named(pod, ctr, refusal.Undone, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
 			e.Annotations[edits.DevicesAnnotation], strings.Join(missing, ", ")))
-		p.log(pod, ctr).WithError(err).Error("container refused")
+		p.refused(pod, ctr, err)
 		return err
 	}
+	if f := p.o.Observer.Validated; f != nil {
+		f(time.Since(start))
+	}
 	return nil
+}
+
+// refused tells that a container is not created.
+func (p *Plugin) refused(pod *api.PodSandbox, ctr *api.Container, err error) {
+	p.log(pod, ctr).WithField("reason", string(refusal.Of(err))).WithError(err).Error("container refused")
+	if f := p.o.Observer.Refused; f != nil {
+		f(toPod(pod), ctr.GetName(), err)
+	}
 }
 
 // RemoveContainer forgets the container; its pod keeps the VFs.
@@ -222,7 +254,7 @@ func (p *Plugin) resolve(ctx context.Context, profile edits.Profile, pod *api.Po
 	for i, h := range asg.VFs {
 		conf, err := view.Conf(h.Device.VF)
 		if err != nil {
-			return nil, refusal(pod, ctr, fmt.Errorf("configuration of %s: %w", h.Device.VF.Address, err))
+			return nil, named(pod, ctr, refusal.Configuration, fmt.Errorf("configuration of %s: %w", h.Device.VF.Address, err))
 		}
 		vfs[i] = edits.VF{Address: h.Device.VF.Address, Resource: h.Resource, Group: h.Device.Node, ConfSource: conf}
 		if conf != "" {
@@ -235,8 +267,9 @@ func (p *Plugin) resolve(ctx context.Context, profile edits.Profile, pod *api.Po
 	}), nil
 }
 
-func refusal(pod *api.PodSandbox, ctr *api.Container, err error) error {
-	return fmt.Errorf("%s: pod %s/%s: container %s: %w", Name, pod.GetNamespace(), pod.GetName(), ctr.GetName(), err)
+// named is an error with its reason, and the names of pod and container.
+func named(pod *api.PodSandbox, ctr *api.Container, r refusal.Reason, err error) error {
+	return fmt.Errorf("%s: pod %s/%s: container %s: %w", Name, pod.GetNamespace(), pod.GetName(), ctr.GetName(), refusal.Because(r, err))
 }
 
 func (p *Plugin) log(pod *api.PodSandbox, ctr *api.Container) *logrus.Entry {

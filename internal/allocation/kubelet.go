@@ -18,6 +18,7 @@ import (
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 )
 
 const (
@@ -99,7 +100,7 @@ func (k *kubelet) start(pod Pod) *query {
 func (k *kubelet) ask(ctx context.Context, pod *Pod) (all []granted, known bool, err error) {
 	answer, err := k.fetch(ctx, pod)
 	if err != nil {
-		return nil, false, fmt.Errorf("pod %s: ask kubelet at %s for its devices: %w", pod.String(), k.socket, err)
+		return nil, false, refusal.Because(refusal.Kubelet, fmt.Errorf("pod %s: ask kubelet at %s for its devices: %w", pod.String(), k.socket, err))
 	}
 	if answer == nil {
 		return nil, false, nil
@@ -107,7 +108,7 @@ func (k *kubelet) ask(ctx context.Context, pod *Pod) (all []granted, known bool,
 	for _, c := range answer.GetContainers() {
 		devices, err := k.devices(c)
 		if err != nil {
-			return nil, false, inContainer(pod, c.GetName(), fmt.Errorf("kubelet at %s: %w", k.socket, err))
+			return nil, false, inContainer(pod, c.GetName(), refusal.Because(refusal.Kubelet, fmt.Errorf("kubelet at %s: %w", k.socket, err)))
 		}
 		if len(devices) > 0 {
 			all = append(all, granted{c.GetName(), devices})

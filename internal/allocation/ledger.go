@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 	"github.com/kata-qat/kata-qat/internal/vfio"
 )
 
@@ -101,7 +102,7 @@ func (l *ledger) take(h *holder, claims ...claim) error {
 		c := &claims[i]
 		for _, v := range c.vfs {
 			if v.Device.Err != nil {
-				return inContainer(&h.pod, c.container, v.Device.Err)
+				return inContainer(&h.pod, c.container, refusal.Because(refusal.DeviceUnready, v.Device.Err))
 			}
 			if err := l.conflict(h, v.Device); err != nil {
 				return inContainer(&h.pod, c.container, err)
@@ -146,7 +147,7 @@ func (l *ledger) conflict(h *holder, d *vfio.Device) error {
 	if at != d.VF.Address {
 		what = fmt.Sprintf("shares IOMMU group %d with %s, which is ", d.VF.Group.ID, at)
 	}
-	return fmt.Errorf("VF %s: %sheld by %s: it is free again when that pod is removed", d.VF.Address, what, o.describe(at))
+	return refusal.Because(refusal.DeviceHeld, fmt.Errorf("VF %s: %sheld by %s: it is free again when that pod is removed", d.VF.Address, what, o.describe(at)))
 }
 
 // holder finds who, other than the pod that asks, holds a VF or another device

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 	"github.com/kata-qat/kata-qat/internal/vfio"
 )
 
@@ -118,7 +119,7 @@ func (p *pool) check(l *ledger, h *holder, needs []*need) error {
 	for _, n := range needs {
 		free := p.count(n.Resource, func(*vfio.Device) bool { return true })
 		if asked[n.Resource] += n.missing(); asked[n.Resource] > free {
-			return inContainer(&h.pod, n.container, fmt.Errorf("annotation %s%s: %w", RequestAnnotation, n.container, p.shortage(l, n.Resource, asked[n.Resource], free)))
+			return inContainer(&h.pod, n.container, refusal.Because(refusal.Shortage, fmt.Errorf("annotation %s%s: %w", RequestAnnotation, n.container, p.shortage(l, n.Resource, asked[n.Resource], free))))
 		}
 	}
 	return nil

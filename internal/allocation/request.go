@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/refusal"
 )
 
 // Request asks the standalone pool for a number of VFs of one resource.
@@ -51,7 +53,7 @@ func ParseRequest(value, domain string, most int) ([]Request, error) {
 // tooMany refuses a number of VFs for one pod. Kata takes pcie_root_port = 16
 // whatever larger number it is given (kata-containers, virtcontainers, maxPCIeRootPort).
 func tooMany(n, most int) error {
-	return fmt.Errorf("%d VFs: a pod can have at most %d, the number of PCIe root ports (pcie_root_port) that Kata gives a VM: ask for fewer", n, most)
+	return refusal.Because(refusal.Request, fmt.Errorf("%d VFs: a pod can have at most %d, the number of PCIe root ports (pcie_root_port) that Kata gives a VM: ask for fewer", n, most))
 }
 
 // containerRequest is what a pod's annotations ask for one container.
@@ -71,11 +73,11 @@ func podRequests(pod *Pod, domain string, most int) ([]containerRequest, error) 
 			continue
 		}
 		if !label(container) {
-			return nil, fmt.Errorf("pod %s: annotation %s: %s is no name of a container: expected %s<container>", pod.String(), quote(key), quote(container), RequestAnnotation)
+			return nil, refusal.Because(refusal.Request, fmt.Errorf("pod %s: annotation %s: %s is no name of a container: expected %s<container>", pod.String(), quote(key), quote(container), RequestAnnotation))
 		}
 		requests, err := ParseRequest(value, domain, most)
 		if err != nil {
-			return nil, inContainer(pod, container, fmt.Errorf("annotation %s: %w", key, err))
+			return nil, inContainer(pod, container, refusal.Because(refusal.Request, fmt.Errorf("annotation %s: %w", key, err)))
 		}
 		for _, r := range requests {
 			total += r.Count

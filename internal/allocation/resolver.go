@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 	"github.com/kata-qat/kata-qat/internal/vfio"
 )
 
@@ -245,7 +246,7 @@ func (h *holder) redeem(inv *inventory, container string) (claim, error) {
 	for _, v := range s.vfs {
 		d := inv.ByAddress(v.Device.VF.Address)
 		if d == nil {
-			return claim{}, inContainer(&h.pod, container, fmt.Errorf("VF %s, which the pod has, is gone from this node: create the pod anew", v.Device.VF.Address))
+			return claim{}, inContainer(&h.pod, container, refusal.Because(refusal.DeviceGone, fmt.Errorf("VF %s, which the pod has, is gone from this node: create the pod anew", v.Device.VF.Address)))
 		}
 		c.vfs = append(c.vfs, Held{Device: d, Resource: v.Resource})
 	}
@@ -287,7 +288,7 @@ func (i *inventory) fromKubelet(g granted) ([]Held, error) {
 	for _, n := range g.devices {
 		d := i.ByAddress(n.address)
 		if d == nil {
-			return nil, fmt.Errorf("kubelet says that it holds %s (%s), and this node has no such QAT VF: see kata-qat devices, and restart the device plugin or DRA driver that offers it", n.address, cmp.Or(n.resource, intelKind))
+			return nil, refusal.Because(refusal.DeviceGone, fmt.Errorf("kubelet says that it holds %s (%s), and this node has no such QAT VF: see kata-qat devices, and restart the device plugin or DRA driver that offers it", n.address, cmp.Or(n.resource, intelKind)))
 		}
 		vfs = append(vfs, Held{Device: d, Resource: cmp.Or(n.resource, i.resource(d.VF))})
 	}
@@ -309,7 +310,7 @@ func (r *Resolver) ask(ctx context.Context, pod Pod) ([]granted, error) {
 	case <-q.done:
 		return q.granted, q.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("pod %s: wait for kubelet at %s to tell its devices: %w: check that kubelet runs, or leave its socket out of the configuration of a node without one", pod.String(), r.kubelet.socket, context.Cause(ctx))
+		return nil, refusal.Because(refusal.Kubelet, fmt.Errorf("pod %s: wait for kubelet at %s to tell its devices: %w: check that kubelet runs, or leave its socket out of the configuration of a node without one", pod.String(), r.kubelet.socket, context.Cause(ctx)))
 	}
 }
 

@@ -190,6 +190,9 @@ type change struct {
 	annotations map[string]string
 }
 
+// NumVFs is the number of VFs that the container holds.
+func (e *Edits) NumVFs() int { return len(e.vfs) }
+
 // Source is who said that the container holds its VFs.
 func (e *Edits) Source() string { return e.source }
 
