@@ -6,6 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -55,6 +56,8 @@ type Config struct {
 	DevicePlugin DevicePlugin `toml:"device_plugin"`
 	CDI          CDI          `toml:"cdi"`
 	Conf         Conf         `toml:"conf"`
+	Metrics      Metrics      `toml:"metrics"`
+	Events       Events       `toml:"events"`
 	Provision    Provision    `toml:"provision"`
 }
 
@@ -107,6 +110,19 @@ type Conf struct {
 	// Inject is false when pods bring their own files.
 	Inject bool `toml:"inject"`
 	devconf.Options
+}
+
+// Metrics says where the daemon's state is served over HTTP.
+type Metrics struct {
+	// Listen is an IP address and a port: "127.0.0.1:9812". "" for no metrics.
+	Listen string `toml:"listen"`
+}
+
+// Events says where a person is told that a pod was refused its devices.
+type Events struct {
+	// Kubernetes makes an Event of the pod for it, with the service account
+	// of the daemon's own pod.
+	Kubernetes bool `toml:"kubernetes"`
 }
 
 // Default returns the configuration of a node that says nothing.
@@ -202,6 +218,11 @@ func (c *Config) check() error {
 	}
 	if err := c.Conf.Validate(); err != nil {
 		return err
+	}
+	if c.Metrics.Listen != "" {
+		if a, err := netip.ParseAddrPort(c.Metrics.Listen); err != nil || a.Port() == 0 {
+			return fmt.Errorf("metrics.listen %q: expected an IP address and a port, for example 127.0.0.1:9812", c.Metrics.Listen)
+		}
 	}
 	return c.Provision.Check()
 }

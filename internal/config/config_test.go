@@ -46,6 +46,8 @@ func TestBadConfigurationsAreRefusedWithTheirPlace(t *testing.T) {
 		"relative plugin dir": {"[device_plugin]\ndir = \"plugins\"\n", `device_plugin.dir "plugins": expected`},
 		"two who hand out":    {"standalone = true\n[device_plugin]\nenable = true\n", "device_plugin.enable and standalone are both true: expected one of them"},
 		"too few processes":   {"[conf]\nprocesses = 0\n", "processes"},
+		"metrics on a name":   {"[metrics]\nlisten = \"localhost:9812\"\n", `metrics.listen "localhost:9812": expected an IP address and a port`},
+		"metrics on no port":  {"[metrics]\nlisten = \"127.0.0.1:0\"\n", "metrics.listen"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("c.toml", []byte(tc.text))

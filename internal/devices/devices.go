@@ -63,7 +63,8 @@ type Monitor struct {
 	o       Options
 	store   *devconf.Store
 	current atomic.Pointer[View]
-	told    atomic.Bool // the kernel announces changes
+	told    atomic.Bool           // the kernel announces changes
+	failed  atomic.Pointer[error] // of the last refresh
 
 	mu       sync.Mutex // one refresh at a time; never held by a reader
 	last     time.Time
@@ -85,6 +86,15 @@ func NewMonitor(o Options) (*Monitor, error) {
 
 // Current returns the newest view, without doing anything for it.
 func (m *Monitor) Current() *View { return m.current.Load() }
+
+// Err says why the devices could not be read the last time; the current view is
+// an older one then.
+func (m *Monitor) Err() error {
+	if err := m.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // Root is the directory that the devices are read below.
 func (m *Monitor) Root() string { return m.o.Root }
@@ -124,8 +134,10 @@ func (m *Monitor) refresh() error {
 	m.last = time.Now()
 	inv, err := qat.Discover(m.o.Root)
 	if err != nil {
+		m.failed.Store(&err)
 		return err
 	}
+	m.failed.Store(nil)
 	v := &View{
 		Inventory: inv,
 		Table:     vfio.Load(m.o.Root, inv, vfio.Options{AllowNoIOMMU: m.o.AllowNoIOMMU}),

@@ -19,6 +19,7 @@ type SandboxEdits struct {
 	// before the VM boots, and has no use for VFIO's control node.
 	CDI         cdi.ContainerEdits
 	Annotations map[string]string
+	NumVFs      int // of the pod
 }
 
 // Sandbox returns the changes that have the VFs of a pod in its VM when that
@@ -30,7 +31,7 @@ func Sandbox(vfs []VF, profile Profile, annotations map[string]string) *SandboxE
 	}
 	// The sandbox's process is root's, and Kata opens the host's node itself.
 	root := Options{}
-	e := &SandboxEdits{Annotations: map[string]string{DevicesAnnotation: summary(vfs)}}
+	e := &SandboxEdits{Annotations: map[string]string{DevicesAnnotation: summary(vfs)}, NumVFs: len(vfs)}
 	for _, v := range vfs {
 		if !hasNode(e.CDI.DeviceNodes, v.Group) {
 			e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, root.node(v.Group))

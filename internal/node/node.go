@@ -52,6 +52,10 @@ func Run(ctx context.Context, o Options) error {
 	defer alloc.Close()
 	monitor.OnChange(func(v *devices.View) { alloc.SetTable(v.Table) })
 	service := &service{profile: o.Config.ProfileOf, devices: monitor, alloc: alloc, log: log}
+	if service.observers, err = newObservers(o, service, monitor, alloc, log); err != nil {
+		return err
+	}
+	defer service.observers.close()
 	server, err := api.Listen(filepath.Join(o.Config.RunDir, api.SocketName), service)
 	if err != nil {
 		return err
@@ -82,6 +86,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	})
 	parts.Go(func() { rereadOnHangup(ctx, monitor, log) })
+	service.observers.run(ctx, parts.Go)
 	parts.Go(func() {
 		if err := server.Serve(ctx); err != nil {
 			log.WithError(err).Error("the API has ended")
@@ -99,7 +104,8 @@ func Run(ctx context.Context, o Options) error {
 	logStart(log, o, monitor.Current())
 	plugin := nriplugin.New(nriplugin.Options{
 		Profile: o.Config.ProfileOf, MemlockAllowance: uint64(o.Config.MemlockAllowance),
-		Devices: monitor, Allocation: alloc, SandboxDevices: sandboxDevices(o), Log: log,
+		Devices: monitor, Allocation: alloc, SandboxDevices: sandboxDevices(o),
+		Observer: service.observers.plugin(), Log: log,
 	})
 	return plugin.Serve(ctx, nriplugin.Connection{
 		Socket: o.Config.NRI.Socket, Index: o.Config.NRI.Index, Log: log, OnState: notify(&service.connected, log),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
 	"github.com/kata-qat/kata-qat/internal/devices"
 	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/metrics"
+	"github.com/kata-qat/kata-qat/internal/refusal"
 )
 
 // service answers the shim and the CLI.
@@ -24,6 +27,7 @@ type service struct {
 	devices   *devices.Monitor
 	alloc     *allocation.Resolver
 	connected atomic.Bool // to the container runtime
+	observers *observers
 	log       *logrus.Entry
 }
 
@@ -38,7 +42,8 @@ func (s *service) PrepareSandbox(ctx context.Context, r *nodev1.PrepareSandboxRe
 	log := s.log.WithFields(logrus.Fields{"namespace": pod.Namespace, "pod": pod.Name, "sandbox": pod.ID, "handler": r.GetRuntimeHandler()})
 	e, err := s.sandbox(ctx, pod, r.GetRuntimeHandler())
 	if err != nil {
-		log.WithError(err).Error("sandbox refused")
+		log.WithField("reason", string(refusal.Of(err))).WithError(err).Error("sandbox refused")
+		s.observers.refused(metrics.Sandbox, pod, "", err)
 		return nil, status.Error(code(ctx, err), err.Error())
 	}
 	answer := &nodev1.PrepareSandboxResponse{Daemon: api.Daemon()}
@@ -51,6 +56,7 @@ func (s *service) PrepareSandbox(ctx context.Context, r *nodev1.PrepareSandboxRe
 		})
 	}
 	answer.Annotations = e.Annotations
+	s.observers.injected(metrics.Sandbox, metrics.PrepareSandbox, e.NumVFs, time.Since(start))
 	log.WithFields(logrus.Fields{"devices": e.Annotations[edits.DevicesAnnotation], "took": time.Since(start).String()}).Info("sandbox prepared")
 	return answer, nil
 }
@@ -59,7 +65,8 @@ func (s *service) PrepareSandbox(ctx context.Context, r *nodev1.PrepareSandboxRe
 func (s *service) sandbox(ctx context.Context, pod allocation.Pod, handler string) (*edits.SandboxEdits, error) {
 	profile, ok := s.profile(handler)
 	if !ok {
-		return nil, fmt.Errorf("runtime handler %s has the shim kata-qat and is none of the configuration's handlers: add it to handlers in config.toml, or name Kata's own shim for it in containerd's configuration", handler)
+		return nil, refusal.Because(refusal.Configuration,
+			fmt.Errorf("runtime handler %s has the shim kata-qat and is none of the configuration's handlers: add it to handlers in config.toml, or name Kata's own shim for it in containerd's configuration", handler))
 	}
 	assignments, err := s.alloc.ForPod(ctx, pod)
 	if err != nil && ctx.Err() == nil && s.devices.RefreshOlder(time.Second) {
@@ -123,9 +130,20 @@ func (s *service) Assignments(context.Context, *nodev1.AssignmentsRequest) (*nod
 
 // Health says whether pods are served.
 func (s *service) Health(context.Context, *nodev1.HealthRequest) (*nodev1.HealthResponse, error) {
-	answer := &nodev1.HealthResponse{Daemon: api.Daemon(), Ready: true, RuntimeConnected: s.connected.Load()}
-	if !answer.RuntimeConnected {
-		answer.Ready, answer.Reason = false, "not connected to the container runtime"
+	wrong := s.unready()
+	return &nodev1.HealthResponse{
+		Daemon: api.Daemon(), Ready: len(wrong) == 0, Reason: strings.Join(wrong, "; "), RuntimeConnected: s.connected.Load(),
+	}, nil
+}
+
+// unready tells what keeps the node from serving pods.
+func (s *service) unready() []string {
+	var wrong []string
+	if !s.connected.Load() {
+		wrong = append(wrong, "not connected to the container runtime")
 	}
-	return answer, nil
+	if err := s.devices.Err(); err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	return wrong
 }
