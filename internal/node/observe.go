@@ -63,7 +63,9 @@ func (o *observers) run(ctx context.Context, start func(func())) {
 // plugin is what the NRI plugin tells.
 func (o *observers) plugin() nriplugin.Observer {
 	p := nriplugin.Observer{
-		Refused: func(pod allocation.Pod, container string, err error) { o.refused(metrics.Container, pod, container, err) },
+		Refused: func(pod allocation.Pod, container string, err error) {
+			o.refused(metrics.Container, pod, container, err)
+		},
 	}
 	if o.metrics != nil {
 		p.Injected = func(vfs int, took time.Duration) { o.injected(metrics.Container, metrics.CreateContainer, vfs, took) }
