@@ -30,6 +30,8 @@ has xz || missing+=(xz-utils)
 has zstd || missing+=(zstd)
 has kmod || missing+=(kmod)
 has mkfs.ext4 || missing+=(e2fsprogs)
+# An image of Kata's may be protected by dm-verity.
+has veritysetup || missing+=(cryptsetup-bin)
 if [ ${#missing[@]} -eq 0 ]; then
 	exit 0
 fi

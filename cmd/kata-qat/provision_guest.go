@@ -40,6 +40,7 @@ Exit codes: 0 all is as it should be; 1 it failed; 2 with --dry-run: something
 would be made.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "base", Usage: "Kata's initrd or raw disk image, a `FILE`"},
+			&cli.StringFlag{Name: "base-verity", Usage: "dm-verity's `PARAMETERS` of the base, as kernel_verity_params of Kata's configuration has them (default: of the file root_hash*.txt beside it that fits)"},
 			&cli.StringFlag{Name: "kernel", Usage: "installed `KERNEL`: its release, or a directory with it (default: the one that runs)"},
 			&cli.StringFlag{Name: "kernel-source", Usage: "build the kernel from this tree or archive, a `DIR|TARBALL`"},
 			&cli.StringFlag{Name: "kernel-config", Usage: "configuration `FILE` that --kernel-source starts from (default: x86_64_defconfig and what Kata needs)"},
@@ -137,7 +138,7 @@ func currentGuest(out string) string { return filepath.Join(out, guest.Current) 
 func guestOptions(c *cli.Context) (guest.Options, error) {
 	o := guest.Options{
 		Root: c.String("host-root"), Kernel: c.String("kernel"), Source: c.String("kernel-source"), Config: c.String("kernel-config"),
-		Base: c.String("base"), Out: c.String("out"), Profile: edits.Profile(c.String("profile")), Modules: c.StringSlice("module"),
+		Base: c.String("base"), BaseVerity: c.String("base-verity"), Out: c.String("out"), Profile: edits.Profile(c.String("profile")), Modules: c.StringSlice("module"),
 		DriverArchive: c.String("driver-archive"), DriverSHA256: c.String("driver-sha256"), Busybox: c.String("busybox"), Plain: c.Bool("plain"),
 	}
 	if _, err := edits.ParseProfile(string(o.Profile)); err != nil {

@@ -119,7 +119,7 @@ func (i *Image) stat(ctx context.Context, names []string, into map[string]initrd
 // Write puts files into the image, in the place of those that are there. The
 // image is to be a copy: after an error it is of no use.
 func (i *Image) Write(ctx context.Context, files []File) error {
-	if err := i.check(ctx); err != nil {
+	if err := i.fsck(ctx); err != nil {
 		return fmt.Errorf("the image's file system is not clean as it is: %w", err)
 	}
 	var names []string
@@ -149,7 +149,7 @@ func (i *Image) Write(ctx context.Context, files []File) error {
 	if err != nil {
 		return fmt.Errorf("write into the image %s: debugfs: %w", i.File, err)
 	}
-	return i.check(ctx)
+	return i.fsck(ctx)
 }
 
 func (i *Image) script(root *initrd.Root, files []File, dir string) (string, error) {
@@ -233,8 +233,8 @@ func (i *Image) Read(ctx context.Context, names []string, each func(path string,
 	return nil
 }
 
-// check has e2fsck look at the file system.
-func (i *Image) check(ctx context.Context) error {
+// fsck has e2fsck look at the file system.
+func (i *Image) fsck(ctx context.Context) error {
 	out, err := i.command(ctx, "e2fsck", "-f", "-n", i.device()).CombinedOutput()
 	if err != nil {
 		lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(out)), "\n"), func(l string) bool {

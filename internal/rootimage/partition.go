@@ -16,9 +16,17 @@ import (
 
 // Image is a disk image with an ext4 file system that can be changed.
 type Image struct {
-	File   string
-	Offset int64 // of the file system
+	File string
+	Area // of the file system
+	// Hashes are the partition behind it, if there is something in it that is no
+	// file system: where Kata has dm-verity's hashes (kata-containers 4.1,
+	// tools/osbuilder/image-builder/image_builder.sh, setup_verity). What is in it
+	// does not say that it is such; see Protection.
+	Hashes Area
 }
+
+// Area is a part of an image; the zero value is none.
+type Area struct{ Offset, Size int64 }
 
 // ErrNoImage is a file without a partition table and without a file system that
 // this package knows.
@@ -33,60 +41,100 @@ const (
 	verityMagic = "verity\x00\x00"
 )
 
-// Open finds the file system in an image. It refuses one that cannot be changed,
-// or not without breaking dm-verity; with ErrNoImage it says that the file is
-// something else.
+// Open finds the file system in an image. It refuses one that cannot be changed, or
+// that is protected in another way than Kata's images are; with ErrNoImage it says
+// that the file is something else.
 func Open(name string) (*Image, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	offset, err := find(f)
+	image, err := find(f)
 	if err != nil {
 		return nil, fmt.Errorf("read the image %s: %w", name, err)
 	}
 	if strings.Contains(name, "?") {
 		return nil, fmt.Errorf("read the image %s: e2fsprogs takes what follows a \"?\" for an option: give it another name", name)
 	}
-	return &Image{name, offset}, nil
+	image.File = name
+	return image, nil
 }
 
-func find(r io.ReaderAt) (int64, error) {
-	starts := []int64{0}
+func find(r io.ReaderAt) (*Image, error) {
 	parts, err := partitions(r)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	starts = append(starts, parts...)
-	found := int64(-1)
-	for _, start := range starts {
-		switch kind, err := identify(r, start); {
-		case err != nil:
-			return 0, err
-		case kind == "ext4" && found < 0:
-			found = start
+	i := &Image{}
+	for _, part := range append([]Area{{}}, parts...) {
+		kind, err := identify(r, part.Offset)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case kind == "ext4" && i.Size == 0:
+			end, err := extEnd(r, part.Offset)
+			if err != nil {
+				return nil, err
+			}
+			if part.Size > 0 && end > part.Offset+part.Size {
+				return nil, fmt.Errorf("its ext4 at byte %d has %d bytes, and its partition %d: the image is damaged", part.Offset, end-part.Offset, part.Size)
+			}
+			i.Area = Area{part.Offset, end - part.Offset}
 		case kind == "verity":
-			return 0, errVerity
+			return nil, errVerity
 		case kind == "erofs":
-			return 0, errors.New("its file system is erofs, which cannot be changed: use the image of Kata that has ext4, or an initrd")
+			return nil, errors.New("its file system is erofs, which cannot be changed: use the image of Kata that has ext4, or an initrd")
 		}
 	}
-	if found < 0 {
+	if i.Size == 0 {
 		if len(parts) > 0 {
-			return 0, fmt.Errorf("none of its %d partitions is ext4: expected Kata's image with an ext4 root", len(parts))
+			return nil, fmt.Errorf("none of its %d partitions is ext4: expected Kata's image with an ext4 root", len(parts))
 		}
-		return 0, ErrNoImage
+		return nil, ErrNoImage
 	}
-	if end, err := extEnd(r, found); err != nil {
-		return 0, err
-	} else if kind, err := identify(r, end); err != nil || kind == "verity" {
-		return 0, errors.Join(err, errVerity)
+	if kind, err := identify(r, i.Offset+i.Size); err != nil || kind == "verity" {
+		return nil, errors.Join(err, errVerity)
 	}
-	return found, nil
+	i.Hashes, err = hashes(r, i.Area, parts)
+	return i, err
 }
 
-var errVerity = errors.New("dm-verity protects its root: a change would break the hash that the runtime's configuration has: use an image or an initrd of Kata without dm-verity, and make the hash afterwards")
+// hashes are the second of two partitions, when the first has the file system.
+func hashes(r io.ReaderAt, system Area, parts []Area) (Area, error) {
+	if len(parts) != 2 || parts[0].Offset != system.Offset || parts[1].Offset < system.Offset {
+		return Area{}, nil
+	}
+	kind, err := identify(r, parts[1].Offset)
+	if err != nil || kind != "" {
+		return Area{}, err
+	}
+	empty, err := isEmpty(io.NewSectionReader(r, parts[1].Offset, parts[1].Size))
+	if err != nil || empty {
+		return Area{}, err
+	}
+	return parts[1], nil
+}
+
+// isEmpty tells whether there are only zeros to read.
+func isEmpty(r io.Reader) (bool, error) {
+	buf, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		if !bytes.Equal(buf[:n], zeros[:n]) {
+			return false, nil
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+var errVerity = errors.New("dm-verity protects its root in another way than Kata's images have it (hashes in the second partition, without a superblock): its hashes cannot be made again: use an image or an initrd of Kata's")
 
 // identify tells what begins at an offset: a file system, hashes of dm-verity,
 // or "".
@@ -124,8 +172,8 @@ func extEnd(r io.ReaderAt, at int64) (int64, error) {
 	return at + blocks*(1024<<shift), nil
 }
 
-// partitions are the offsets of an image's partitions, by its MBR or GPT.
-func partitions(r io.ReaderAt) ([]int64, error) {
+// partitions are those of an image, by its MBR or GPT.
+func partitions(r io.ReaderAt) ([]Area, error) {
 	var mbr [sector]byte
 	if _, err := r.ReadAt(mbr[:], 0); errors.Is(err, io.EOF) {
 		return nil, nil
@@ -135,21 +183,22 @@ func partitions(r io.ReaderAt) ([]int64, error) {
 	if mbr[510] != 0x55 || mbr[511] != 0xaa {
 		return nil, nil
 	}
-	var starts []int64
+	var parts []Area
 	for i := range 4 {
 		entry := mbr[446+16*i:][:16]
-		switch kind, start := entry[4], binary.LittleEndian.Uint32(entry[8:]); {
+		start, size := binary.LittleEndian.Uint32(entry[8:]), binary.LittleEndian.Uint32(entry[12:])
+		switch kind := entry[4]; {
 		case kind == 0xee:
 			return gpt(r)
 		case kind != 0 && start > 0:
-			starts = append(starts, int64(start)*sector)
+			parts = append(parts, Area{int64(start) * sector, int64(size) * sector})
 		}
 	}
-	return starts, nil
+	return parts, nil
 }
 
 // gpt reads a GUID partition table (UEFI specification, chapter 5).
-func gpt(r io.ReaderAt) ([]int64, error) {
+func gpt(r io.ReaderAt) ([]Area, error) {
 	var head [92]byte
 	if _, err := r.ReadAt(head[:], sector); err != nil || !bytes.HasPrefix(head[:], []byte("EFI PART")) {
 		return nil, fmt.Errorf("its partition table says that it is a GPT, and there is none: %w", err)
@@ -159,15 +208,16 @@ func gpt(r io.ReaderAt) ([]int64, error) {
 	if count > 1024 || size < 128 || size > 4096 {
 		return nil, fmt.Errorf("its partition table has %d entries of %d bytes: expected at most 1024 of 128", count, size)
 	}
-	var starts []int64
+	var parts []Area
 	for i := range int64(count) {
 		var entry [48]byte
 		if _, err := r.ReadAt(entry[:], at+i*int64(size)); err != nil {
 			return nil, fmt.Errorf("read its partition table: %w", err)
 		}
 		if !bytes.Equal(entry[:16], make([]byte, 16)) {
-			starts = append(starts, int64(binary.LittleEndian.Uint64(entry[32:]))*sector)
+			first, last := int64(binary.LittleEndian.Uint64(entry[32:])), int64(binary.LittleEndian.Uint64(entry[40:]))
+			parts = append(parts, Area{first * sector, (last + 1 - first) * sector})
 		}
 	}
-	return starts, nil
+	return parts, nil
 }

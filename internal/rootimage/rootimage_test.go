@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/cpio"
 	"github.com/kata-qat/kata-qat/internal/rootimage"
 	"github.com/kata-qat/kata-qat/internal/rootimage/rootimagetest"
+	"github.com/kata-qat/kata-qat/internal/verity"
 )
 
 func open(t *testing.T, file string) *rootimage.Image {
@@ -143,7 +145,7 @@ func TestImagesThatCannotBeChangedAreRefused(t *testing.T) {
 		"hashes behind": {func(t *testing.T) string { return at(t, rootimagetest.New(t, rootimagetest.Bare), -1, hashes) }, "dm-verity"},
 		"hashes in a partition": {func(t *testing.T) string {
 			file := rootimagetest.New(t, rootimagetest.MBR)
-			return at(t, at(t, file, 446+16, rootimagetest.Partition(100)), 100*512, hashes)
+			return at(t, at(t, file, 446+16, rootimagetest.Partition(100, 8)), 100*512, hashes)
 		}, "dm-verity"},
 		"no file system": {func(t *testing.T) string {
 			return at(t, rootimagetest.New(t, rootimagetest.MBR), rootimagetest.Start+1080, []byte{0, 0})
@@ -157,6 +159,83 @@ func TestImagesThatCannotBeChangedAreRefused(t *testing.T) {
 				t.Errorf("got %v, expected %q", err, tc.says)
 			}
 		})
+	}
+}
+
+func TestAMeasuredImageIsProtectedAgain(t *testing.T) {
+	file := rootimagetest.New(t, rootimagetest.Measured)
+	i := open(t, file)
+	if !i.Protected() {
+		t.Fatal("its hashes are not seen")
+	}
+	was, err := i.Protection("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Check(t.Context(), was); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Write(t.Context(), files("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Check(t.Context(), was); !errors.Is(err, verity.ErrMismatch) {
+		t.Errorf("changed and not protected again: %v", err)
+	}
+	now, err := i.Protect(t.Context(), was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Check(t.Context(), now); err != nil {
+		t.Error(err)
+	}
+	if bytes.Equal(now.RootHash, was.RootHash) || !bytes.Equal(now.Salt, was.Salt) || now.DataBlocks != was.DataBlocks {
+		t.Errorf("from %s to %s: expected another root hash and nothing else", was, now)
+	}
+	// As the kernel would: by the tool whose format it is.
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, hashes := filepath.Join(t.TempDir(), "p1"), filepath.Join(t.TempDir(), "p2")
+	if err := errors.Join(os.WriteFile(data, b[i.Offset:i.Offset+i.Size], 0o644), os.WriteFile(hashes, b[i.Hashes.Offset:], 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("/usr/sbin/veritysetup", "verify", "--no-superblock", fmt.Sprintf("--salt=%x", now.Salt), fmt.Sprintf("--data-blocks=%d", now.DataBlocks), data, hashes, fmt.Sprintf("%x", now.RootHash)).CombinedOutput()
+	if err != nil {
+		t.Errorf("veritysetup refuses it: %v: %s", err, out)
+	}
+}
+
+func TestAProtectionThatIsNotKnownIsRefused(t *testing.T) {
+	file := rootimagetest.New(t, rootimagetest.Measured)
+	i := open(t, file)
+	params := filepath.Join(filepath.Dir(file), rootimagetest.Params)
+	own, err := os.ReadFile(params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Replace(string(own), "root_hash=", "root_hash="+strings.Repeat("0", 64)+",was=", 1)
+	if err := os.WriteFile(filepath.Join(filepath.Dir(file), "root_hash_another.txt"), []byte(other), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := i.Protection(""); err != nil || p.String()+"\n" != string(own) {
+		t.Errorf("of two files: %s, %v", p, err)
+	}
+	if err := os.Remove(params); err != nil {
+		t.Fatal(err)
+	}
+	for given, says := range map[string]string{
+		"":    "its parameters are not known (1 files root_hash*.txt beside it, none of them its own): name them with --base-verity",
+		other: "root hash " + strings.Repeat("0", 64) + " is not that of its hashes",
+		strings.Replace(string(own), "data_blocks=1024", "data_blocks=512", 1): "its parameters are for 2097152 bytes",
+		"root_hash=1": `root_hash "1": expected 64 hexadecimal digits`,
+	} {
+		if _, err := i.Protection(given); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, expected %q", given, err, says)
+		}
+	}
+	if p, err := i.Protection(string(own)); err != nil {
+		t.Errorf("as named: %s, %v", p, err)
 	}
 }
 

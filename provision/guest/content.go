@@ -59,8 +59,9 @@ func data(path string, perm fs.FileMode, content []byte) file {
 
 // base is what matters of the root that the files go into.
 type base struct {
-	root  *initrd.Root
-	image bool
+	root      *initrd.Root
+	image     bool
+	protected bool // by dm-verity
 }
 
 // has tells whether the base has a file, not a directory, of that name.
@@ -202,7 +203,7 @@ func (o *Options) checkBase(k *Kernel, b base) error {
 // agent would start without the modules it needs: only systemd reads
 // modules-load.d.
 func (o *Options) checkImageBase(k *Kernel, b base) error {
-	if err := checkImage(k.Tree); err != nil {
+	if err := checkImage(k, b.protected); err != nil {
 		return err
 	}
 	systemd, err := b.has(systemdPath)

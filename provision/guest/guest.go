@@ -14,6 +14,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/initrd"
 	"github.com/kata-qat/kata-qat/internal/kmod"
 	"github.com/kata-qat/kata-qat/internal/rootimage"
+	"github.com/kata-qat/kata-qat/internal/verity"
 	"github.com/kata-qat/kata-qat/internal/version"
 )
 
@@ -37,6 +38,7 @@ type Design struct {
 	kernel   *Kernel
 	contents *contents
 	image    *rootimage.Image
+	verity   verity.Params // of the base, if it is protected
 }
 
 // inputs are all that a guest is made from. Their digest is its ID.
@@ -46,6 +48,7 @@ type inputs struct {
 	KernelSHA256  string
 	BaseSHA256    string
 	Image         bool
+	Verity        string
 	Profile       string
 	Families      []FamilyRecord
 	AgentModules  []string
@@ -80,6 +83,13 @@ func prepare(ctx context.Context, o Options, build bool) (*Design, error) {
 	if d.image, err = rootimage.Open(o.Base); err != nil && !errors.Is(err, rootimage.ErrNoImage) {
 		return nil, fmt.Errorf("read the base: %w", err)
 	}
+	if d.image != nil && d.image.Protected() {
+		if d.verity, err = d.image.Protection(o.BaseVerity); err != nil {
+			return nil, err
+		}
+	} else if o.BaseVerity != "" {
+		return nil, fmt.Errorf("parameters of dm-verity for the base %s, which it does not protect", o.Base)
+	}
 	if d.kernel, d.Commands, err = o.kernel(ctx, build); err != nil || len(d.Commands) > 0 {
 		return d, err
 	}
@@ -95,7 +105,7 @@ func prepare(ctx context.Context, o Options, build bool) (*Design, error) {
 	if d.image != nil {
 		m.Root.File = ImageFile
 	}
-	if m.ID, err = o.id(d.kernel, m, modules); err != nil {
+	if m.ID, err = o.id(d.kernel, m, modules, d.protection()); err != nil {
 		return nil, err
 	}
 	d.Manifest = m
@@ -103,7 +113,12 @@ func prepare(ctx context.Context, o Options, build bool) (*Design, error) {
 		d.Manifest, d.Unchanged = have, true
 		return d, nil
 	}
-	b := base{image: d.image != nil}
+	b := base{image: d.image != nil, protected: d.protection() != ""}
+	if b.protected {
+		if err := d.image.Check(ctx, d.verity); err != nil {
+			return nil, err
+		}
+	}
 	if b.image {
 		b.root, err = d.image.Probe(ctx, probed(d.kernel.Release))
 	} else {
@@ -130,6 +145,14 @@ func prepare(ctx context.Context, o Options, build bool) (*Design, error) {
 	return d, nil
 }
 
+// protection are the parameters of the base's dm-verity, "" if it has none.
+func (d *Design) protection() string {
+	if d.image == nil || !d.image.Protected() {
+		return ""
+	}
+	return d.verity.String()
+}
+
 func (o *Options) manifest(k *Kernel) *Manifest {
 	m := &Manifest{
 		Version: manifestVersion, Tool: tool(), Profile: o.Profile, AgentModules: []string{}, Files: []FileRecord{},
@@ -154,9 +177,9 @@ func (o *Options) manifest(k *Kernel) *Manifest {
 // tool is what makes the guest.
 func tool() string { return fmt.Sprintf("kata-qat %s (%s)", version.Version, version.Commit) }
 
-func (o *Options) id(k *Kernel, m *Manifest, modules []*kmod.Module) (string, error) {
+func (o *Options) id(k *Kernel, m *Manifest, modules []*kmod.Module, verity string) (string, error) {
 	in := inputs{
-		Tool: m.Tool, Release: m.Kernel.Release, KernelSHA256: m.Kernel.SHA256, BaseSHA256: m.Root.Base.SHA256, Image: m.Root.File == ImageFile,
+		Tool: m.Tool, Release: m.Kernel.Release, KernelSHA256: m.Kernel.SHA256, BaseSHA256: m.Root.Base.SHA256, Image: m.Root.File == ImageFile, Verity: verity,
 		Profile: string(m.Profile), Families: m.Families, AgentModules: m.AgentModules, Configuration: o.Conf, Plain: o.Plain,
 	}
 	for _, mod := range modules {

@@ -149,7 +149,13 @@ func (d *Design) writeImage(ctx context.Context, name string) error {
 	for _, f := range d.contents.files {
 		files = append(files, rootimage.File{Path: f.path, Perm: f.perm, Target: f.target, Content: f.read})
 	}
-	return image.Write(ctx, files)
+	if err := image.Write(ctx, files); err != nil || !image.Protected() {
+		return err
+	}
+	// With the base's salt: the same inputs give the same bytes.
+	protected, err := image.Protect(ctx, d.verity)
+	d.Manifest.Root.Verity = protected.String()
+	return err
 }
 
 // copyFile copies a file and returns the digest of what it copied. Runs of

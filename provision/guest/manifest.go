@@ -67,6 +67,9 @@ type RootRecord struct {
 	SHA256 string     `json:"sha256"`
 	Size   int64      `json:"size"`
 	Base   BaseRecord `json:"base"`
+	// Verity are the parameters of dm-verity that protect an image, for Kata's
+	// kernel_verity_params.
+	Verity string `json:"verity,omitempty"`
 	// Appended is where the added archive begins in an initrd.
 	Appended int64 `json:"appended,omitempty"`
 }
@@ -140,6 +143,9 @@ func (m *Manifest) Details(dir string) string {
 	fmt.Fprintf(&b, "  kernel        %s\n", filepath.Join(dir, m.Kernel.File))
 	fmt.Fprintf(&b, "  %-13s %s\n", m.Root.File, filepath.Join(dir, m.Root.File))
 	fmt.Fprintf(&b, "  grown by      %.2f MiB, for modules of %.2f MiB and %d files in all\n", mib(m.GrownBytes), mib(m.ModuleBytes), len(m.Files))
+	if m.Root.Verity != "" {
+		fmt.Fprintf(&b, "  kernel_verity_params %s\n", m.Root.Verity)
+	}
 	if len(m.KernelParams) > 0 {
 		fmt.Fprintf(&b, "  kernel_params %s\n", strings.Join(m.KernelParams, " "))
 	}

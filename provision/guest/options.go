@@ -22,6 +22,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/kmod"
 	"github.com/kata-qat/kata-qat/internal/qat"
+	kernelconfig "github.com/kata-qat/kata-qat/kernel-config"
 )
 
 // DefaultOut is where the guests of a machine are, each profile's in a directory
@@ -46,6 +47,9 @@ type Options struct {
 	Config string
 	// Base is Kata's initrd or image.
 	Base string
+	// BaseVerity are the parameters of a base that dm-verity protects, as Kata's
+	// kernel_verity_params has them; "" looks beside it.
+	BaseVerity string
 	// Out is the directory in which the guest is kept.
 	Out     string
 	Profile edits.Profile
@@ -254,10 +258,30 @@ func early(tree *kmod.Tree) ([]string, error) {
 	return all, nil
 }
 
-func checkImage(tree *kmod.Tree) error {
-	for _, n := range imageNeeds {
+// verityNeeds is what finding a root that dm-verity protects takes besides: the
+// runtime has it set up by dm-mod.create= of the command line.
+var verityNeeds = []need{
+	{modules: []string{"dm_mod"}, why: "dm-verity"},
+	{modules: []string{"dm_verity"}, why: "dm-verity"},
+}
+
+func checkImage(k *Kernel, protected bool) error {
+	tree, needs := k.Tree, imageNeeds
+	if protected {
+		needs = slices.Concat(imageNeeds, verityNeeds)
+	}
+	for _, n := range needs {
 		if !slices.ContainsFunc(n.modules, tree.Builtin) {
 			return fmt.Errorf("kernel %s has no %s built in, which it needs to find %s before it can load a module: use Kata's initrd as the base, or build the kernel from its source", tree.Release, strings.Join(n.modules, " or "), n.why)
+		}
+	}
+	if protected && k.Config != "" {
+		config, err := kernelconfig.ReadConfig(k.Config)
+		if err != nil {
+			return err
+		}
+		if v, _ := config.Value("DM_INIT"); v != "y" {
+			return fmt.Errorf("kernel %s is without CONFIG_DM_INIT, which sets up dm-verity before there is a root: use Kata's initrd as the base, or build the kernel from its source", tree.Release)
 		}
 	}
 	return nil

@@ -38,7 +38,7 @@ func verify(ctx context.Context, dir string) error {
 	root := filepath.Join(dir, m.Root.File)
 	var have map[string]FileRecord
 	if m.Root.File == ImageFile {
-		have, err = imageFiles(ctx, root, m.Files)
+		have, err = imageFiles(ctx, root, m)
 	} else {
 		have, err = appendedFiles(ctx, root, m)
 	}
@@ -130,14 +130,24 @@ func appendedFiles(ctx context.Context, name string, m *Manifest) (map[string]Fi
 	return all, nil
 }
 
-// imageFiles reads the files of a manifest out of an image.
-func imageFiles(ctx context.Context, name string, files []FileRecord) (map[string]FileRecord, error) {
+// imageFiles reads the files of a manifest out of an image, and checks the hashes of
+// one that is protected.
+func imageFiles(ctx context.Context, name string, m *Manifest) (map[string]FileRecord, error) {
 	image, err := rootimage.Open(name)
 	if err != nil {
 		return nil, err
 	}
+	if image.Protected() || m.Root.Verity != "" {
+		p, err := image.Protection(m.Root.Verity)
+		if err == nil {
+			err = image.Check(ctx, p)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	var names []string
-	for _, f := range files {
+	for _, f := range m.Files {
 		names = append(names, strings.TrimPrefix(f.Path, "/"))
 	}
 	all := map[string]FileRecord{}

@@ -135,10 +135,16 @@ func (n *node) read(name string) string {
 	return string(b)
 }
 
+// guest makes the files of a guest that has an initrd, an image, or one that is
+// "measured".
 func (n *node) guest(profile, root string) {
+	verity := ""
+	if root == "measured" {
+		root, verity = guest.ImageFile, measured
+	}
 	dir := filepath.Join(guest.DefaultOut, profile, "0123456789abcdef")
-	n.write(filepath.Join(dir, "manifest.json"), fmt.Sprintf(`{"version": 1, "profile": %q, "kernel": {"file": "vmlinuz"}, "root": {"file": %q},
-		"kernelParams": ["rdinit=/kata-qat-init"], "agentModules": ["vfio", "vfio-pci disable_denylist=1"]}`, profile, root))
+	n.write(filepath.Join(dir, "manifest.json"), fmt.Sprintf(`{"version": 1, "profile": %q, "kernel": {"file": "vmlinuz"}, "root": {"file": %q, "verity": %q},
+		"kernelParams": ["rdinit=/kata-qat-init"], "agentModules": ["vfio", "vfio-pci disable_denylist=1"]}`, profile, root, verity))
 	n.write(filepath.Join(dir, "vmlinuz"), "")
 	n.write(filepath.Join(dir, root), "")
 	n.link(filepath.Join(guest.DefaultOut, profile, guest.Current), "0123456789abcdef")

@@ -138,6 +138,7 @@ func (m *machine) dropInFor(in *installation, h handler, dir string, g *guest.Ma
 	return tomledit.Parse(filepath.Join(m.paths.Config, h.name, "config.d", dropInName), []byte(b.String()))
 }
 
+// The keys of a guest's root in Kata's configuration are called as the files are.
 const (
 	hypervisorTable = "hypervisor.qemu"
 	agentTable      = "agent.kata"
@@ -150,15 +151,20 @@ const (
 func settings(in *installation, h handler, dir string, g *guest.Manifest) (all []setting) {
 	set := func(table, key, value, why string) { all = append(all, setting{table, key, value, why}) }
 	if g != nil {
-		initrd, image := filepath.Join(dir, g.Root.File), ""
-		if g.Root.File == guest.ImageFile {
-			initrd, image = "", initrd
-		}
 		set(hypervisorTable, "kernel", tomledit.String(filepath.Join(dir, g.Kernel.File)), "The guest that kata-qat provision guest made. Kata takes an initrd or an image, not both.")
-		set(hypervisorTable, "initrd", tomledit.String(initrd), "")
-		set(hypervisorTable, "image", tomledit.String(image), "")
-		if in.get("hypervisor", "qemu", "kernel_verity_params") != nil {
+		set(hypervisorTable, g.Root.File, tomledit.String(filepath.Join(dir, g.Root.File)), "")
+		// The files that Kata ships name an image and no initrd.
+		if other := map[string]string{guest.InitrdFile: "image", guest.ImageFile: "initrd"}[g.Root.File]; other == "image" || in.get("hypervisor", "qemu", other) != nil {
+			set(hypervisorTable, other, `""`, "")
+		}
+		switch {
+		case g.Root.Verity != "":
+			set(hypervisorTable, "kernel_verity_params", tomledit.String(g.Root.Verity), "Those of this image: it was changed, and its hashes made again.")
+		case in.get("hypervisor", "qemu", "kernel_verity_params") != nil:
 			set(hypervisorTable, "kernel_verity_params", `""`, "Those were of Kata's own image.")
+		}
+		if t, ok := in.get("hypervisor", "qemu", "rootfs_type").(string); ok && t != "ext4" && g.Root.File == guest.ImageFile {
+			set(hypervisorTable, "rootfs_type", `"ext4"`, "That of this image.")
 		}
 	}
 	set(hypervisorTable, "machine_type", `"q35"`, "Root ports are PCIe.")
