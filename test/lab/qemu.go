@@ -30,7 +30,7 @@ func emulated(family string) bool { return slices.Contains(families, family) }
 // qemuArgs is QEMU's command line for a guest. Its console is QEMU's standard
 // output, its report file descriptor 3.
 func qemuArgs(cfg Config, kernel, initrd string) []string {
-	cpu, machine, cmdline := "max", "q35", "console=ttyS0 quiet loglevel=4 panic=-1"
+	cpu, machine, cmdline := "max", "q35", "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check"
 	if cfg.Nested {
 		cpu += ",+svm"
 	}
