@@ -12,6 +12,10 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
 STATIC  := CGO_ENABLED=0 $(GO) build -trimpath
 
+# What the programs have no use for and every start of them would pay for: cli's
+# writer of man pages, grpc's web pages of traces. test/lab builds with the same.
+LEAN    := -tags urfave_cli_no_docs,grpcnotrace
+
 # The race detector needs cgo; the programs that are shipped are made without.
 TEST    := CGO_ENABLED=1 $(GO) test -race
 
@@ -34,7 +38,7 @@ BENCH   ?= .
 build: ## build the programs into bin
 	@echo "==> build $(VERSION) into bin"
 	@mkdir -p bin
-	@$(STATIC) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@$(STATIC) $(LEAN) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: help
 help: ## list what there is to make

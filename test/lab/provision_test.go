@@ -74,7 +74,7 @@ func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
 // A run is killed by itself at places that its build for tests names.
 func TestAProvisioningThatIsKilledIsCompletedAndUndone(t *testing.T) {
 	cfg := provisioning(t, PF{Family: "c62x", ACS: true})
-	program, err := buildOnce(t.Context(), "./cmd/kata-qat", ".faults", "build", "-tags", "faults")
+	program, err := buildOnce(t.Context(), "./cmd/kata-qat", ".faults", "build", "-tags", lean+",faults")
 	if err != nil {
 		t.Fatal(err)
 	}

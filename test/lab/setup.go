@@ -85,8 +85,11 @@ func moduleRoot() (string, error) {
 // returns where it is. The package is given relative to the module's root:
 // "./cmd/kata-qat". It is built once for each process that asks.
 func Build(ctx context.Context, pkg string) (string, error) {
-	return buildOnce(ctx, pkg, "", "build")
+	return buildOnce(ctx, pkg, "", "build", "-tags", lean)
 }
+
+// lean are the tags of the programs that are shipped, as in the Makefile.
+const lean = "urfave_cli_no_docs,grpcnotrace"
 
 // BuildTest builds the tests of a package as a program for the guest, with the
 // tags that its files need.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
@@ -79,5 +80,11 @@ func TestTheStandInsHaveTheNamesAndIDsOfTheDrivers(t *testing.T) {
 	}
 	if n := len(stubs); n != 10 {
 		t.Errorf("found %d stand-ins in qat_stub.c, expected 10", n)
+	}
+}
+
+func TestGuestsGetTheProgramsThatAreShipped(t *testing.T) {
+	if want := "\nLEAN    := -tags " + lean + "\n"; !strings.Contains(read(t, "../../Makefile"), want) {
+		t.Errorf("the Makefile has no line %q", strings.TrimSpace(want))
 	}
 }
