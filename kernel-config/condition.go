@@ -2,8 +2,9 @@ package kernelconfig
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // A condition of Kconfig is a term: an option, a comparison, or terms joined by
@@ -15,7 +16,7 @@ type term struct {
 }
 
 // What a condition is made of. A $(macro) stands for a test of the compiler.
-var tokenPattern = regexp.MustCompile(`\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|'[^']*'|&&|\|\||!=|<=|>=|[=<>!()]|[A-Za-z0-9_.$-]+|#.*`)
+var tokenPattern = lazyregexp.New(`\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|'[^']*'|&&|\|\||!=|<=|>=|[=<>!()]|[A-Za-z0-9_.$-]+|#.*`)
 
 // unmetBy returns what keeps a condition from being worth as much as is needed:
 // each option with what it is, and where several would do, the whole

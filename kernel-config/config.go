@@ -9,8 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // maxConfig bounds what is read: a distribution's configuration has 300 KiB.
@@ -75,9 +76,9 @@ func ReadConfig(file string) (*Config, error) {
 }
 
 var (
-	head = regexp.MustCompile(`^# Linux/\S+ (\S+) Kernel Configuration$`)
+	head = lazyregexp.New(`^# Linux/\S+ (\S+) Kernel Configuration$`)
 	// 5.14.0-427.13.1.el9_4.x86_64 and 5.14.21-150500.55.44-default
-	ported = regexp.MustCompile(`\.el[0-9]|-[0-9]{6}\.[0-9.]+-`)
+	ported = lazyregexp.New(`\.el[0-9]|-[0-9]{6}\.[0-9.]+-`)
 )
 
 // ParseConfig reads a configuration, perhaps compressed by gzip. It refuses what
@@ -135,8 +136,8 @@ func plain(r io.Reader) ([]byte, error) {
 }
 
 var (
-	optionOn  = regexp.MustCompile(`^CONFIG_([A-Za-z0-9_]+)=(.*)$`)
-	optionOff = regexp.MustCompile(`^# CONFIG_([A-Za-z0-9_]+) is not set$`)
+	optionOn  = lazyregexp.New(`^CONFIG_([A-Za-z0-9_]+)=(.*)$`)
+	optionOff = lazyregexp.New(`^# CONFIG_([A-Za-z0-9_]+) is not set$`)
 )
 
 // parseOption reads a line as Kconfig writes it.

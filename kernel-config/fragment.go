@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/qat"
@@ -78,16 +79,16 @@ const Off = "n"
 //go:embed host/*.conf guest/*.conf
 var files embed.FS
 
-var fragments = mustParseAll(files)
+var fragments = sync.OnceValue(func() []Fragment { return mustParseAll(files) })
 
 // Fragments returns all fragments: the host's, then the guest's, and of each
 // what all need before what one profile, one family or a vendor's driver needs.
-func Fragments() []Fragment { return slices.Clone(fragments) }
+func Fragments() []Fragment { return slices.Clone(fragments()) }
 
 // ByName returns the fragment of that name, such as "guest/c62x".
 func ByName(name string) (Fragment, error) {
 	var all []string
-	for _, f := range fragments {
+	for _, f := range fragments() {
 		if f.Name == name {
 			return f, nil
 		}

@@ -9,11 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // Merge configures a kernel tree: a base, and over it fragments.
@@ -148,7 +149,7 @@ func (m Merge) configure(ctx context.Context, tree *tree, work, file string, ask
 	return m.make(ctx, tree, file, "KCONFIG_ALLCONFIG="+all, "allnoconfig")
 }
 
-var targetPattern = regexp.MustCompile(`^[A-Za-z0-9_./-]*config$`)
+var targetPattern = lazyregexp.New(`^[A-Za-z0-9_./-]*config$`)
 
 // copyConfig copies a configuration, which may be compressed.
 func copyConfig(from, to string) error {

@@ -35,7 +35,7 @@ func Select(s Selection) ([]Selected, error) {
 		return nil, err
 	}
 	var all []Selected
-	for _, f := range fragments {
+	for _, f := range fragments() {
 		if f.Side != s.Side {
 			continue
 		}

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 const mergeScript = "scripts/kconfig/merge_config.sh"
@@ -20,8 +21,8 @@ type tree struct {
 }
 
 var (
-	makeVersion    = regexp.MustCompile(`(?m)^VERSION\s*=\s*(\d+)`)
-	makePatchlevel = regexp.MustCompile(`(?m)^PATCHLEVEL\s*=\s*(\d+)`)
+	makeVersion    = lazyregexp.New(`(?m)^VERSION\s*=\s*(\d+)`)
+	makePatchlevel = lazyregexp.New(`(?m)^PATCHLEVEL\s*=\s*(\d+)`)
 )
 
 func openTree(dir string) (*tree, error) {

@@ -3,15 +3,16 @@ package kernelconfig
 import (
 	"cmp"
 	"fmt"
-	"regexp"
 	"strconv"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // Version is a release of Linux as far as its options go: 6.12. The zero Version
 // is one that is not known.
 type Version struct{ Major, Minor int }
 
-var versionPattern = regexp.MustCompile(`^([0-9]{1,3})\.([0-9]{1,3})(?:$|[.+~_-])`)
+var versionPattern = lazyregexp.New(`^([0-9]{1,3})\.([0-9]{1,3})(?:$|[.+~_-])`)
 
 // ParseVersion reads "6.12" and what a kernel calls itself, "6.12.9-amd64".
 func ParseVersion(s string) (Version, error) {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/dump"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/output"
 )
 
@@ -112,7 +112,7 @@ func flagNames(flags []cli.Flag) []string {
 }
 
 // safeWord is what may be handed to a shell, whatever it does with it.
-var safeWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
+var safeWord = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
 
 // podsAndContainers suggests what dump takes. Without containerd it suggests
 // nothing, quickly and quietly.

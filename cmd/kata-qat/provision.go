@@ -3,12 +3,12 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	hostsetup "github.com/kata-qat/kata-qat/provision/host"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
@@ -83,7 +83,7 @@ var ruleFlags = []string{"family", "numa", "services", "vfs", "vf-driver", "auto
 
 // plainValue is what a value of those flags can be, and systemd takes as one word
 // without quotes.
-var plainValue = regexp.MustCompile(`^[A-Za-z0-9;:._/-]+$`)
+var plainValue = lazyregexp.New(`^[A-Za-z0-9;:._/-]+$`)
 
 // provisionFlags puts what flags say into the configuration, and returns the
 // flags that a run at boot must have to do the same.

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/qat"
 )
 
@@ -110,9 +110,9 @@ func (m *Match) matches(pf *qat.PF) bool {
 }
 
 var (
-	groupName   = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	packageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:~-]*$`)
-	sha256Sum   = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+	groupName   = lazyregexp.New(`^[a-z_][a-z0-9_-]{0,31}$`)
+	packageName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9+._:~-]*$`)
+	sha256Sum   = lazyregexp.New(`^[0-9a-fA-F]{64}$`)
 )
 
 // Check refuses what cannot be meant.

@@ -9,10 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // Node is where the containers are.
@@ -158,10 +159,10 @@ func (c *Container) sandbox() string {
 
 // identifier is what containerd takes as the id of a container or the name of
 // a namespace (containerd 2.4, pkg/identifiers).
-var identifier = regexp.MustCompile(`^[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*$`)
+var identifier = lazyregexp.New(`^[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*$`)
 
 // idPrefix is what such an identifier can begin with.
-var idPrefix = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+var idPrefix = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // ValidIDPrefix tells whether an id can begin with s.
 func ValidIDPrefix(s string) bool { return idPrefix.MatchString(s) }

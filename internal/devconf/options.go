@@ -2,11 +2,11 @@ package devconf
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/qat"
 )
 
@@ -136,10 +136,10 @@ func (o Options) instance(name string, i, n int) Instance {
 
 // reservedSections mean something else to the driver, or will not pass for a
 // section of processes.
-var reservedSections = regexp.MustCompile(`^(GENERAL|KERNEL|KERNEL_QAT|INLINE|SIOV|DYN|DEFAULT|Accelerator.*)$`)
+var reservedSections = lazyregexp.New(`^(GENERAL|KERNEL|KERNEL_QAT|INLINE|SIOV|DYN|DEFAULT|Accelerator.*)$`)
 
 // sectionName leaves room for the "_DEV<N>_INT_<M>" that the driver appends.
-var sectionName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,39}$`)
+var sectionName = lazyregexp.New(`^[A-Za-z][A-Za-z0-9_-]{0,39}$`)
 
 // Validate checks what can be told without knowing the device. Its errors name
 // the key in [conf].

@@ -3,11 +3,12 @@ package devconf
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"gopkg.in/ini.v1"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 const (
@@ -15,7 +16,7 @@ const (
 	valueRule = "expected 1 to 63 printable ASCII characters without blanks, quotes inside, \\ and #"
 )
 
-var nameFormat = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
+var nameFormat = lazyregexp.New(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
 
 func validName(s string) bool { return len(s) <= maxLength && nameFormat.MatchString(s) }
 

@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sync"
 	"syscall"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/qat"
 )
 
@@ -29,7 +29,7 @@ type Store struct {
 
 // stored are the names of the files of a store, and of those that a crash left
 // half-written.
-var stored = regexp.MustCompile(`^([0-9a-z]+-[0-9a-f]{16}\.conf|\.tmp-[0-9A-Z]{26})$`)
+var stored = lazyregexp.New(`^([0-9a-z]+-[0-9a-f]{16}\.conf|\.tmp-[0-9A-Z]{26})$`)
 
 // NewStore makes the directory, if it is not there yet, and checks that nobody
 // else can plant a file in it. The parent directory must be as safe.

@@ -10,13 +10,13 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/cpio"
 	"github.com/kata-qat/kata-qat/internal/initrd"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // File is a file to put into an image, as root's.
@@ -28,7 +28,7 @@ type File struct {
 }
 
 // plainPath are the names that debugfs takes without quotes.
-var plainPath = regexp.MustCompile(`^[A-Za-z0-9._+@,=:/-]+$`)
+var plainPath = lazyregexp.New(`^[A-Za-z0-9._+@,=:/-]+$`)
 
 // Probe tells what of some names is in the image: them, the directories above
 // them and where links lead. What was not asked for is not in the result.
@@ -71,8 +71,8 @@ func lookup(root *initrd.Root) func(string) (string, error) {
 }
 
 var (
-	statType   = regexp.MustCompile(`(?m)^Inode: \d+ +Type: (.+?) +Mode: +(\d+) `)
-	statTarget = regexp.MustCompile(`(?m)^Fast link dest: "(.*)"$`)
+	statType   = lazyregexp.New(`(?m)^Inode: \d+ +Type: (.+?) +Mode: +(\d+) `)
+	statTarget = lazyregexp.New(`(?m)^Fast link dest: "(.*)"$`)
 	statTypes  = map[string]int{"directory": cpio.TypeDir, "regular": cpio.TypeRegular, "symlink": cpio.TypeLink}
 )
 

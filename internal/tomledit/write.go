@@ -2,11 +2,12 @@ package tomledit
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
-var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+var bareKey = lazyregexp.New(`^[A-Za-z0-9_-]+$`)
 
 // Key writes a dotted key.
 func Key(path ...string) string {

@@ -14,13 +14,13 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/devconf"
 	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/kmod"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/qat"
 	kernelconfig "github.com/kata-qat/kata-qat/kernel-config"
 )
@@ -122,7 +122,7 @@ func FamiliesOf(inv *qat.Inventory) []Family {
 	return all
 }
 
-var moduleName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+var moduleName = lazyregexp.New(`^[A-Za-z0-9_-]+$`)
 
 func (o *Options) complete() error {
 	if _, err := edits.ParseProfile(string(o.Profile)); err != nil {

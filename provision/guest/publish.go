@@ -6,10 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 const (
@@ -19,7 +20,7 @@ const (
 	previous = "previous"
 )
 
-var guestID = regexp.MustCompile(`^[0-9a-f]{16}$`)
+var guestID = lazyregexp.New(`^[0-9a-f]{16}$`)
 
 // publish has write fill a new directory, and makes it the current one. After an
 // error or a crash the current one is what it was.

@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
@@ -286,7 +286,7 @@ func (m *machine) loaderEntries() (entries []string, _ error) {
 
 func (*systemdBoot) name() string { return "systemd-boot" }
 
-var optionsLine = regexp.MustCompile(`(?m)^options[ \t].*$`)
+var optionsLine = lazyregexp.New(`(?m)^options[ \t].*$`)
 
 // files are what the entries and the line for new kernels are to be.
 func (b *systemdBoot) files(params []parameter) (files []file, _ error) {

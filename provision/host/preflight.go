@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/internal/vfio"
 	"github.com/kata-qat/kata-qat/provision/plan"
@@ -345,7 +345,7 @@ var runtimes = []struct {
 	{"kata-runtime", "--version", 3, 0, "VFIO devices as this project uses them"},
 }
 
-var version = regexp.MustCompile(`\bv?(\d+)\.(\d+)(?:\.\d+)?`)
+var version = lazyregexp.New(`\bv?(\d+)\.(\d+)(?:\.\d+)?`)
 
 func (m *machine) checkRuntimes(ctx context.Context) (all []Finding) {
 	for _, r := range runtimes {

@@ -9,9 +9,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/unpack"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
@@ -74,7 +74,7 @@ func (s *driverRelease) planArchive() ([]plan.Change, error) {
 }
 
 // dkmsConf has what DKMS needs of a release's dkms.conf.
-var dkmsConf = regexp.MustCompile(`(?m)^PACKAGE_(NAME|VERSION)="?([A-Za-z0-9][A-Za-z0-9._+-]*)"?\s*$`)
+var dkmsConf = lazyregexp.New(`(?m)^PACKAGE_(NAME|VERSION)="?([A-Za-z0-9][A-Za-z0-9._+-]*)"?\s*$`)
 
 // releaseState is how a release was installed.
 type releaseState struct {

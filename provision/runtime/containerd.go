@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/mod/semver"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
@@ -171,7 +171,7 @@ func (m *machine) containerdVersion(ctx context.Context, c *setup) error {
 	return err
 }
 
-var containerdRelease = regexp.MustCompile(`(?:^|\s)v?([12]\.\d+\.\d+)`)
+var containerdRelease = lazyregexp.New(`(?:^|\s)v?([12]\.\d+\.\d+)`)
 
 func findVersion(s string) string {
 	if found := containerdRelease.FindStringSubmatch(s); found != nil {

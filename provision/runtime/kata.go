@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/mod/semver"
 
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
@@ -64,7 +64,7 @@ type installation struct {
 // shimVersion is what both runtimes print for --version (kata-containers 4.1,
 // src/runtime/cmd/containerd-shim-kata-v2/main.go and
 // src/runtime-rs/crates/shim/src/bin/main.rs).
-var shimVersion = regexp.MustCompile(`containerd shim \((Golang|Rust)\).*version: "?(\d+\.\d+\.\d+[^",\s]*)`)
+var shimVersion = lazyregexp.New(`containerd shim \((Golang|Rust)\).*version: "?(\d+\.\d+\.\d+[^",\s]*)`)
 
 var languages = map[string]Language{"Golang": Go, "Rust": Rust}
 

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 
 	"github.com/kata-qat/kata-qat/internal/config"
 	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/provision/guest"
 	"github.com/kata-qat/kata-qat/provision/host"
 	"github.com/kata-qat/kata-qat/provision/plan"
@@ -122,7 +122,7 @@ type handler struct {
 	profile edits.Profile
 }
 
-var handlerName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+var handlerName = lazyregexp.New(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // Steps returns the steps that have Kata and containerd serve the handlers, in
 // their order.
