@@ -40,6 +40,13 @@ build: ## build the programs into bin
 	@mkdir -p bin
 	@$(STATIC) $(LEAN) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
+# The image's name is the chart's, values.yaml.
+IMAGE   := ghcr.io/kata-qat/kata-qat:$(VERSION)
+
+.PHONY: image
+image: build ## write the container image into build/image/kata-qat.tar
+	@$(GO) run ./deploy/image -o build/image/kata-qat.tar -bin bin -ref $(IMAGE) -version $(VERSION) -commit $(COMMIT)
+
 .PHONY: help
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
