@@ -24,7 +24,7 @@ TEST    := CGO_ENABLED=1 $(GO) test -race
 INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noexec' /proc/mounts && echo TMPDIR=/dev/shm)
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
-TAGS    := bed lab kernel
+TAGS    := bed lab kernel kube
 MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 

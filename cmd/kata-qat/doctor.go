@@ -54,26 +54,31 @@ wrong; 3 no check fails, but there are warnings.`,
 			if err != nil {
 				return usage(err)
 			}
-			o := doctor.Options{
-				Root: c.String("host-root"), ConfigFile: filepath.Join(c.String("host-root"), config.Path),
-				Containerd: nodeOf(c), ContainerdConfig: c.String("containerd-config"),
-			}
-			if c.IsSet("config") {
-				o.ConfigFile = c.String("config")
-			}
-			if o.Config, o.ConfigErr = loadConfig(c); o.ConfigErr == nil {
-				o.BootFlags, o.ConfigErr = provisionedWith(o.Root, &o.Config.Provision)
-			}
-			if o.ConfigErr != nil {
-				o.Config = config.Default()
-			}
-			r := doctor.Run(c.Context, o)
+			r := examine(c)
 			if err := doctor.Write(c.App.Writer, format, r, c.Bool("problems"), output.ColoursFor(c.App.Writer)); err != nil {
 				return err
 			}
 			return map[doctor.State]error{doctor.Fail: cli.Exit("", exitFailure), doctor.Warn: cli.Exit("", exitWarnings)}[r.Worst()]
 		},
 	}
+}
+
+// examine runs doctor on the machine of the command line.
+func examine(c *cli.Context) *doctor.Report {
+	o := doctor.Options{
+		Root: c.String("host-root"), ConfigFile: filepath.Join(c.String("host-root"), config.Path),
+		Containerd: nodeOf(c), ContainerdConfig: c.String("containerd-config"),
+	}
+	if c.IsSet("config") {
+		o.ConfigFile = c.String("config")
+	}
+	if o.Config, o.ConfigErr = loadConfig(c); o.ConfigErr == nil {
+		o.BootFlags, o.ConfigErr = provisionedWith(o.Root, &o.Config.Provision)
+	}
+	if o.ConfigErr != nil {
+		o.Config = config.Default()
+	}
+	return doctor.Run(c.Context, o)
 }
 
 // bootFlags is where provision host leaves the flags that it was run with, for

@@ -17,7 +17,7 @@ func provisionCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "provision",
 		Usage:       "make a machine ready, or put it back as it was",
-		Subcommands: []*cli.Command{provisionHostCommand(), provisionGuestCommand(), provisionRuntimeCommand(), provisionNodeCommand()},
+		Subcommands: []*cli.Command{provisionHostCommand(), provisionGuestCommand(), provisionRuntimeCommand(), provisionNodeCommand(), provisionClusterCommand()},
 	}
 }
 

@@ -39,12 +39,12 @@ func (e *Engine) Plan(ctx context.Context) (*Outcome, error) {
 	closed := "" // by this gate
 	for _, s := range e.Steps {
 		if closed != "" {
-			out.add(outline(ctx, s, closed))
+			out.Add(outline(ctx, s, closed))
 			continue
 		}
 		r, err := survey(ctx, s)
 		errs = append(errs, err)
-		out.add(r)
+		out.Add(r)
 		if _, gate := s.(Gate); gate && err != nil {
 			closed = s.Name()
 		}
@@ -120,13 +120,13 @@ func (e *Engine) apply(ctx context.Context, j *Journal, planned *Outcome) (*Outc
 		if err == nil && r.Status == Pending {
 			r, err = e.applyStep(ctx, s, j, r, i)
 		}
-		out.add(r)
+		out.Add(r)
 		if err == nil {
 			err = e.reached("after " + s.Name())
 		}
 		if err != nil {
 			for _, rest := range planned.Steps[i+1:] {
-				out.add(Result{Step: rest.Step, Status: Skipped})
+				out.Add(Result{Step: rest.Step, Status: Skipped})
 			}
 			out.Pending = true
 			return out, err
@@ -228,7 +228,7 @@ func (e *Engine) undo(ctx context.Context, dir string, out *Outcome) error {
 		}
 		r.Seconds = time.Since(start).Seconds()
 		e.end(r)
-		out.add(r)
+		out.Add(r)
 		if err != nil {
 			return err
 		}

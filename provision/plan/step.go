@@ -126,7 +126,8 @@ type Outcome struct {
 	Reboot bool `json:"reboot"`
 }
 
-func (o *Outcome) add(r Result) {
+// Add takes in what became of a step.
+func (o *Outcome) Add(r Result) {
 	o.Steps = append(o.Steps, r)
 	o.Pending = o.Pending || r.Status == Pending || r.Status == Waiting || r.Status == Later || r.Status == Missing
 	o.Changed = o.Changed || r.Status == Changed || r.Status == Undone
