@@ -72,12 +72,26 @@ $(TOOLS)/1.7/.stamp: test/tools/containerd17/go.mod test/tools/containerd17/go.s
 	@cd test/tools/containerd17 && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool ./...
 	@touch $@
 
+# Kubernetes says the version that its build was given. etcd's program is called
+# after its directory.
+.PHONY: kube-tools
+kube-tools: $(TOOLS)/kubernetes/.stamp ## build the pinned Kubernetes and etcd for the Kubernetes bed
+
+$(TOOLS)/kubernetes/.stamp: test/tools/kubernetes/go.mod test/tools/kubernetes/go.sum
+	@echo "==> build Kubernetes and etcd into $(TOOLS)/kubernetes: some twelve minutes the first time"
+	@mkdir -p $(@D)
+	@cd test/tools/kubernetes && version=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+		$(STATIC) -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(CURDIR)/$(@D)/ tool
+	@mv $(@D)/server $(@D)/etcd
+	@touch $@
+
 .PHONY: test
-test: ## run everything: set-up, lint, unit tests, containerd bed, QEMU lab, kernel trees
+test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, QEMU lab, kernel trees
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory bed
+	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
 	@$(MAKE) --no-print-directory kernel-test
 	@echo "==> all passed"
@@ -92,6 +106,11 @@ unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 bed: build tools ## run the tests that start a real containerd (root)
 	@echo "==> containerd bed tests"
 	@$(TEST) -tags bed -count 1 -p 1 -timeout $(BEDTIME) ./test/...
+
+.PHONY: e2e
+e2e: build tools kube-tools ## run the tests in a real Kubernetes cluster of one node (root)
+	@echo "==> Kubernetes tests"
+	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/bed/kube
 
 .PHONY: lab-setup
 lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 MB)

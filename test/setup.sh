@@ -32,6 +32,9 @@ has kmod || missing+=(kmod)
 has mkfs.ext4 || missing+=(e2fsprogs)
 # An image of Kata's may be protected by dm-verity.
 has veritysetup || missing+=(cryptsetup-bin)
+# Pods of the Kubernetes bed have a network.
+has ip || missing+=(iproute2)
+[ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 if [ ${#missing[@]} -eq 0 ]; then
 	exit 0
 fi

@@ -312,13 +312,9 @@ func findTools(opts Options) (tools, error) {
 	if !ok {
 		return tools{}, fmt.Errorf("containerd %q: expected \"2.4\" or \"1.7\"", opts.ContainerdVersion)
 	}
-	dir := opts.Tools
-	if dir == "" {
-		root, err := moduleRoot()
-		if err != nil {
-			return tools{}, err
-		}
-		dir = filepath.Join(root, "build", "tools")
+	dir, err := ToolsDir(opts.Tools)
+	if err != nil {
+		return tools{}, err
 	}
 	bin := filepath.Join(dir, release.dir)
 	t := tools{
@@ -328,23 +324,44 @@ func findTools(opts Options) (tools, error) {
 		pause:      filepath.Join(dir, "pause"),
 		standin:    filepath.Join(bin, "containerd-shim-kata-v2"),
 	}
-	unraised := filepath.Join(dir, "runc-unraised")
-	for _, path := range []string{t.containerd, t.ctr, t.pause, t.standin, unraised, filepath.Join(bin, "containerd-shim-runc-v2")} {
+	for _, path := range []string{t.containerd, t.ctr, t.pause, t.standin, filepath.Join(bin, "containerd-shim-runc-v2")} {
 		if _, err := os.Stat(path); err != nil {
 			return tools{}, fmt.Errorf("%s is missing: run make tools", path)
 		}
 	}
-	var err error
-	if t.runc, err = findProgram("runc", "/usr/sbin/runc"); err != nil {
+	if t.runc, err = FindRunc(dir); err != nil {
 		return tools{}, err
-	}
-	if !RaisesLimits() {
-		t.runc = unraised
 	}
 	if t.busybox, err = findProgram("busybox", "/bin/busybox"); err != nil {
 		return tools{}, err
 	}
 	return t, nil
+}
+
+// ToolsDir is where `make tools` put its programs: dir, or build/tools of the
+// module that the working directory is in when dir is empty.
+func ToolsDir(dir string) (string, error) {
+	if dir != "" {
+		return dir, nil
+	}
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "build", "tools"), nil
+}
+
+// FindRunc is the runc binary of beds on this machine.
+func FindRunc(toolsDir string) (string, error) {
+	runc, err := findProgram("runc", "/usr/sbin/runc")
+	if err != nil || RaisesLimits() {
+		return runc, err
+	}
+	unraised := filepath.Join(toolsDir, "runc-unraised")
+	if _, err := os.Stat(unraised); err != nil {
+		return "", fmt.Errorf("%s is missing: run make tools", unraised)
+	}
+	return unraised, nil
 }
 
 // RaisesLimits tells whether containers of a bed can have resource limits above

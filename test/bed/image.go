@@ -25,15 +25,11 @@ const (
 
 // importImages gives containerd the bed's images.
 func (b *Bed) importImages(ctx context.Context) error {
-	images, err := b.tools.images(ctx)
+	layout, err := b.tools.archive(ctx)
 	if err != nil {
-		return fmt.Errorf("build the images: %w", err)
+		return err
 	}
-	var layout bytes.Buffer
-	if _, err := ociimage.Write(&layout, images...); err != nil {
-		return fmt.Errorf("build the images: %w", err)
-	}
-	return b.ImportImages(ctx, &layout)
+	return b.ImportImages(ctx, bytes.NewReader(layout))
 }
 
 // ImportImages gives containerd the images of an OCI image layout, a tar archive.
@@ -47,6 +43,28 @@ func (b *Bed) ImportImages(ctx context.Context, layout io.Reader) error {
 		return fmt.Errorf("import images: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// ImageArchive returns the images Pause and Busybox as the archive of an OCI
+// layout, for a containerd that another package starts.
+func ImageArchive(ctx context.Context, toolsDir string) ([]byte, error) {
+	t, err := findTools(Options{Tools: toolsDir, ContainerdVersion: "2.4"})
+	if err != nil {
+		return nil, err
+	}
+	return t.archive(ctx)
+}
+
+func (t tools) archive(ctx context.Context) ([]byte, error) {
+	images, err := t.images(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("build the images: %w", err)
+	}
+	var layout bytes.Buffer
+	if _, err := ociimage.Write(&layout, images...); err != nil {
+		return nil, fmt.Errorf("build the images: %w", err)
+	}
+	return layout.Bytes(), nil
 }
 
 // images are those that every bed has.

@@ -34,8 +34,11 @@ type ShimEvent struct {
 func (b *Bed) recordPath() string { return b.path("kata-standin.jsonl") }
 
 // ShimEvents are what Kata's stand-in was asked to do so far, in order.
-func (b *Bed) ShimEvents() ([]ShimEvent, error) {
-	content, err := os.ReadFile(b.recordPath())
+func (b *Bed) ShimEvents() ([]ShimEvent, error) { return ReadShimEvents(b.recordPath()) }
+
+// ReadShimEvents reads the record of Kata's stand-in.
+func ReadShimEvents(file string) ([]ShimEvent, error) {
+	content, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -46,7 +49,7 @@ func (b *Bed) ShimEvents() ([]ShimEvent, error) {
 	for i, line := range bytes.Split(bytes.TrimSpace(content), []byte("\n")) {
 		var e ShimEvent
 		if err := json.Unmarshal(line, &e); err != nil {
-			return nil, fmt.Errorf("read %s, line %d: %w", b.recordPath(), i+1, err)
+			return nil, fmt.Errorf("read %s, line %d: %w", file, i+1, err)
 		}
 		events = append(events, e)
 	}
