@@ -465,3 +465,106 @@ func TestClaimedIsWhatAnyPodHolds(t *testing.T) {
 	_, err = resolver(t, Options{}, table).Claimed(background)
 	refused(t, err, "kubelet is not asked")
 }
+
+// warm has kubelet asked, and answer, before the pod's containers come.
+func warm(t *testing.T, r *Resolver, p Pod) {
+	t.Helper()
+	r.Warm(p)
+	if _, err := r.ask(background, p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// kubelet keeps the nodes that a device plugin gave over a boot, after which the
+// groups can have other numbers.
+func TestANodeThatIsAnotherVFsByNowIsRefused(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 4))
+	k := startKubelet(t)
+	k.grant("default/web", "app", "qat.intel.com/cy", "0000:6b:00.1", "0000:6b:00.2")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	p := pod("web")
+	warm(t, r, p)
+	_, err := r.Assign(background, p, container(p, "app").with(table, "0000:6b:00.2", "0000:6b:00.3"))
+	refused(t, err, "pod default/web: container app", table.ByAddress("0000:6b:00.3").Node.Path, "that of 0000:6b:00.3", "kubelet gave it 0000:6b:00.1, 0000:6b:00.2", "delete the pod")
+	if r.Held("0000:6b:00.2") || r.Held("0000:6b:00.3") {
+		t.Error("what was refused is held")
+	}
+	expect(t, assign(t, r, p, container(p, "app").with(table, "0000:6b:00.2", "0000:6b:00.1")), SourceSpec, "cy=0000:6b:00.2#0 cy=0000:6b:00.1#1")
+	// kubelet does not tell of init containers.
+	expect(t, assign(t, r, p, container(p, "init").with(table, "0000:6b:00.3")), SourceSpec, "cy=0000:6b:00.3#2")
+}
+
+// One device plugin gives nodes, another allocator only names.
+func TestNodesAndNamesAddUp(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 2), compression("0000:70:00.0", 2))
+	k := startKubelet(t)
+	k.grant("default/web", "app", "qat.intel.com/cy", "0000:6b:00.1")
+	k.claim("default/web", "app", "qat.intel.com", "qatvf-0000-70-00-1", "intel.com/qat=qatvf-0000-70-00-1")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	p := pod("web")
+	warm(t, r, p)
+	expect(t, assign(t, r, p, container(p, "app").with(table, "0000:6b:00.1")), SourceSpec, "cy=0000:6b:00.1#0 dc=0000:70:00.1#1")
+}
+
+// A group's other VFs come with the one that was allocated.
+func TestTheRestOfAGroupIsNoContradiction(t *testing.T) {
+	table := machine(t, inOneGroup(crypto("0000:6b:00.0", 2)))
+	k := startKubelet(t)
+	k.grant("default/web", "app", "qat.intel.com/cy", "0000:6b:00.1")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	p := pod("web")
+	warm(t, r, p)
+	expect(t, assign(t, r, p, container(p, "app").with(table, "0000:6b:00.1")), SourceSpec, "cy=0000:6b:00.1#0 cy=0000:6b:00.2#1")
+}
+
+// kubelet has a VF back, and gives it on, before the runtime has told that the
+// former pod's sandbox is stopped. It creates the container, or the sandbox, again
+// until that is so.
+func TestTheNextPodWaitsForAVFToBeFree(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 1))
+	k := startKubelet(t)
+	k.grant("default/old", "app", "qat.intel.com/cy", "0000:6b:00.1")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	old, next := pod("old"), pod("next")
+	assign(t, r, old, container(old, "app").with(table, "0000:6b:00.1"))
+	k.set(func() { k.pods = nil })
+	k.grant("default/next", "app", "qat.intel.com/cy", "0000:6b:00.1")
+
+	for try := range 3 { // with cold-plug the sandbox is refused, and each has an id of its own
+		next.ID = fmt.Sprint("sandbox-next-", try)
+		_, err := r.ForPod(background, next)
+		refused(t, err, "pod default/next", "VF 0000:6b:00.1", "held by pod default/old")
+	}
+	for range 3 { // without it the container is
+		warm(t, r, next)
+		_, err := r.Assign(background, next, container(next, "app").with(table, "0000:6b:00.1"))
+		refused(t, err, "pod default/next", "held by pod default/old")
+	}
+	r.ReleasePod(old.ID)
+	if all, err := r.ForPod(background, next); err != nil || len(all) != 1 {
+		t.Errorf("the sandbox is still refused: %v, %v", all, err)
+	}
+	c := container(next, "app").with(table, "0000:6b:00.1")
+	expect(t, assign(t, r, next, c), SourceSpec, "cy=0000:6b:00.1#0")
+
+	// A container that is created again finds its VF as it was.
+	r.ReleaseContainer(c.ID)
+	c.ID = "again"
+	expect(t, assign(t, r, next, c), SourceSpec, "cy=0000:6b:00.1#0")
+}
+
+// kubelet gives an app container what an init container of the pod had.
+func TestAnInitContainersVFGoesOnToTheNext(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 2))
+	k := startKubelet(t)
+	k.grant("default/web", "app", "qat.intel.com/cy", "0000:6b:00.1", "0000:6b:00.2")
+	r := resolver(t, Options{KubeletSocket: k.socket}, table)
+	p := pod("web")
+	if _, err := r.ForPod(background, p); err != nil { // the sandbox has both before any container is
+		t.Fatal(err)
+	}
+	first := container(p, "init").with(table, "0000:6b:00.2")
+	expect(t, assign(t, r, p, first), SourceSpec, "cy=0000:6b:00.2#1")
+	r.ReleaseContainer(first.ID)
+	expect(t, assign(t, r, p, container(p, "app").with(table, "0000:6b:00.1", "0000:6b:00.2")), SourceSpec, "cy=0000:6b:00.1#0 cy=0000:6b:00.2#1")
+}

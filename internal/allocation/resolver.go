@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,6 +126,10 @@ func (r *Resolver) live(pod Pod) *holder {
 func (r *Resolver) Assign(ctx context.Context, pod Pod, c Container) (Assignment, error) {
 	inv := r.devices.Load()
 	if vfs := inv.fromSpec(c.Devices); len(vfs) > 0 {
+		vfs, err := inv.agree(vfs, r.told(pod, c.Name))
+		if err != nil {
+			return Assignment{}, inContainer(&pod, c.Name, err)
+		}
 		return r.give(pod, claim{container: c.Name, id: c.ID, source: SourceSpec, vfs: vfs})
 	}
 	if r.kubelet != nil {
@@ -293,6 +298,67 @@ func (i *inventory) fromKubelet(g granted) ([]Held, error) {
 		vfs = append(vfs, Held{Device: d, Resource: cmp.Or(n.resource, i.resource(d.VF))})
 	}
 	return vfs, nil
+}
+
+// agree returns the VFs that a container's spec has, and those that kubelet gave
+// it by name only. The nodes in the spec are those of the moment when kubelet
+// asked its device plugin, and it keeps them over a boot, after which another VF
+// can have the number of a group (Kubernetes, pkg/kubelet/cm/devicemanager: an
+// allocation is read from the checkpoint and not made again). So a VF that
+// kubelet did not give the container is not its own, whatever its spec says.
+// Without a word of kubelet, as of init containers, the spec is what counts.
+func (i *inventory) agree(spec []Held, told *granted) ([]Held, error) {
+	if told == nil {
+		return spec, nil
+	}
+	given, err := i.fromKubelet(*told)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range spec {
+		with := func(v Held) bool {
+			return v.Device == s.Device || v.Device.VF.Group != nil && v.Device.VF.Group == s.Device.VF.Group
+		}
+		if !slices.ContainsFunc(given, with) {
+			return nil, fmt.Errorf("its spec has the node %s, which is that of %s, and kubelet gave it %s: the node's number is of before the last boot: delete the pod, so that its devices are allocated anew", s.Device.Node.Path, s.Device.VF.Address, addresses(given))
+		}
+	}
+	for _, v := range given {
+		if !has(spec, v.Device.VF.Address) {
+			spec = append(spec, v)
+		}
+	}
+	return spec, nil
+}
+
+func addresses(vfs []Held) string {
+	all := make([]string, len(vfs))
+	for i, v := range vfs {
+		all[i] = string(v.Device.VF.Address)
+	}
+	return strings.Join(all, ", ")
+}
+
+// told is what kubelet has said of a container, as far as that is known by now;
+// nil when it said nothing of it.
+func (r *Resolver) told(pod Pod, container string) *granted {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.ledger.pods[pod.ID]
+	if h == nil || h.query == nil {
+		return nil
+	}
+	select {
+	case <-h.query.done:
+	default:
+		return nil
+	}
+	for i := range h.query.granted {
+		if h.query.granted[i].container == container {
+			return &h.query.granted[i]
+		}
+	}
+	return nil
 }
 
 // ask answers from memory what kubelet says of a pod, once the answer to Warm's
