@@ -37,6 +37,7 @@ var Checks = []Check{
 	{"daemon", Daemon, "the node daemon answers", checkDaemon},
 	{"daemon-version", Daemon, "daemon and kata-qat are of one version", checkDaemonVersion},
 	{"kubelet", Daemon, "kubelet says who holds what", checkKubelet},
+	{"device-plugin", Daemon, "kubelet has the VFs to give to pods", checkOffered},
 	{"cdi", Daemon, "the CDI files name every VF", checkCDI},
 
 	{"containerd", Runtime, "containerd answers", checkContainerd},

@@ -20,6 +20,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/api"
 	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
 	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/internal/version"
 )
 
@@ -114,26 +115,84 @@ func checkKubelet(ctx context.Context, p *patient) finding {
 		return fail("pods' devices cannot be learnt from kubelet", "systemctl restart kubelet  # without a kubelet: set standalone = true in "+p.ConfigFile,
 			Evidence{Path: socket, Value: err.Error(), Want: "kubelet's PodResources socket"})
 	}
-	if err := askKubelet(ctx, file); err != nil {
+	p.allocatable, err = askKubelet(ctx, file)
+	if err != nil {
 		return fail("kubelet does not answer", "systemctl restart kubelet; journalctl -u kubelet -n 20", Evidence{Path: socket, Value: err.Error(), Want: "an answer"})
 	}
 	return ok(Evidence{Path: socket, Value: "answers"})
 }
 
-func askKubelet(ctx context.Context, socket string) error {
+// askKubelet returns what kubelet can allocate; nil from one that does not tell.
+func askKubelet(ctx context.Context, socket string) (*podresources.AllocatableResourcesResponse, error) {
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	_, err = podresources.NewPodResourcesListerClient(conn).GetAllocatableResources(ctx, &podresources.AllocatableResourcesRequest{})
+	answer, err := podresources.NewPodResourcesListerClient(conn).GetAllocatableResources(ctx, &podresources.AllocatableResourcesRequest{})
 	switch status.Code(err) {
-	case codes.OK, codes.Unimplemented: // it was off before Kubernetes 1.23
-		return nil
+	case codes.OK:
+		return answer, nil
+	case codes.Unimplemented: // it was off before Kubernetes 1.23
+		return nil, nil
 	}
-	return errors.New(status.Convert(err).Message())
+	return nil, errors.New(status.Convert(err).Message())
+}
+
+// checkOffered compares the VFs that are ready with those that kubelet can give
+// to pods. Of VFs that share a group one stands for all.
+func checkOffered(_ context.Context, p *patient) finding {
+	if p.states["kubelet"] != OK {
+		return skip("see kubelet")
+	}
+	if p.allocatable == nil {
+		return skip("kubelet does not tell what it can allocate")
+	}
+	offered, groups := make(map[string]bool), make(map[*qat.Group]bool)
+	for _, d := range p.allocatable.GetDevices() {
+		if strings.HasPrefix(d.GetResourceName(), p.Config.Kubelet.Domain+"/") {
+			for _, id := range d.GetDeviceIds() {
+				offered[id] = true
+			}
+		}
+	}
+	for _, d := range p.table.Devices() {
+		if offered[string(d.VF.Address)] {
+			groups[d.VF.Group] = true
+		}
+	}
+	ready := 0
+	var lacking []Evidence
+	for _, d := range p.table.Devices() {
+		if d.Err != nil {
+			continue
+		}
+		ready++
+		if !groups[d.VF.Group] {
+			lacking = append(lacking, Evidence{Path: p.Config.Kubelet.PodResources, Value: "does not have " + string(d.VF.Address), Want: p.Config.Kubelet.Domain + "/" + d.VF.Services.ResourceName()})
+		}
+	}
+	seen := Evidence{Path: p.Config.Kubelet.PodResources, Value: fmt.Sprintf("%d devices of %s", len(offered), p.Config.Kubelet.Domain), Want: fmt.Sprint(ready)}
+	switch {
+	case len(lacking) == 0:
+		seen.Want = ""
+		return ok(seen)
+	case len(offered) > 0:
+		return warn("pods cannot get some VFs that are ready", "journalctl -u kata-qat -n 20  # it says which are in use on the host; or look at Intel's plugin", lacking...)
+	case p.Config.DevicePlugin.Enable:
+		return warn("pods that ask for VFs stay Pending", restartDaemon+"; journalctl -u kata-qat -n 20", seen)
+	}
+	// A DRA driver's devices are not in this list.
+	const registry = "/var/lib/kubelet/plugins_registry"
+	sockets, _ := p.list(registry)
+	for _, s := range sockets {
+		if strings.HasPrefix(s, p.Config.Kubelet.Domain) && strings.HasSuffix(s, "-reg.sock") {
+			return ok(Evidence{Path: registry, Value: "the DRA driver's " + s})
+		}
+	}
+	return warn("no device plugin offers the VFs: pods that ask for them stay Pending", "set enable = true in [device_plugin] of "+p.ConfigFile+", then "+restartDaemon, seen)
 }
 
 // checkCDI compares the files with the VFs that can be handed out. A VF that is

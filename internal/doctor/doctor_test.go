@@ -242,6 +242,14 @@ var faults = []fault{
 		check: "kubelet", evidence: "/var/lib/kubelet/pod-resources/kubelet.sock: ", mend: "systemctl restart kubelet",
 	},
 	{
+		name: "no device plugin offers the VFs", plant: func(n *node) { n.offered.Store([]string{}) },
+		check: "device-plugin", state: doctor.Warn, evidence: "kubelet.sock: 0 devices of qat.intel.com, expected ", mend: "enable = true in [device_plugin]",
+	},
+	{
+		name: "one VF is not offered", plant: func(n *node) { n.offered.Store(vfs(machine())[1:]) },
+		check: "device-plugin", state: doctor.Warn, evidence: "kubelet.sock: does not have 0000:6b:00.1, expected qat.intel.com/cy", mend: "journalctl -u kata-qat",
+	},
+	{
 		name: "a CDI file lacks a VF", plant: func(n *node) {
 			n.write("/var/run/cdi/qat.intel.com-cy.json", `{"kind":"qat.intel.com/cy","devices":[{"name":"0000:6b:00.1"}]}`)
 		},

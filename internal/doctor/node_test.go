@@ -36,6 +36,7 @@ type node struct {
 	options doctor.Options
 	daemon  *daemon
 	version atomic.Value // containerd's
+	offered atomic.Value // to kubelet: the VFs
 	cancel  map[string]func()
 }
 
@@ -61,6 +62,7 @@ func healthy(t *testing.T, m qattest.Node) *node {
 	t.Helper()
 	n := &node{t: t, Tree: qattest.Tree{Root: containerstest.Root(t)}, daemon: &daemon{connected: true}, cancel: make(map[string]func())}
 	n.version.Store("v2.4.2")
+	n.offered.Store(vfs(m))
 	if err := m.Write(n.Root); err != nil {
 		t.Skipf("%v: run as root", err)
 	}
@@ -71,7 +73,7 @@ func healthy(t *testing.T, m qattest.Node) *node {
 	n.provision()
 	n.writeRuntime()
 	n.serve("/run/containerd/containerd.sock", func(s *grpc.Server) { version.RegisterVersionServer(s, containerd{n: n}) })
-	n.serve("/var/lib/kubelet/pod-resources/kubelet.sock", func(s *grpc.Server) { podresources.RegisterPodResourcesListerServer(s, kubelet{}) })
+	n.serve("/var/lib/kubelet/pod-resources/kubelet.sock", func(s *grpc.Server) { podresources.RegisterPodResourcesListerServer(s, kubelet{n: n}) })
 	n.startDaemon()
 	n.writeCDI()
 	return n
@@ -207,13 +209,26 @@ func (c containerd) Version(context.Context, *emptypb.Empty) (*version.VersionRe
 	return &version.VersionResponse{Version: c.n.version.Load().(string)}, nil
 }
 
-// kubelet answers that there is nothing to allocate.
+// kubelet answers that what is offered can be allocated.
 type kubelet struct {
 	podresources.UnimplementedPodResourcesListerServer
+	n *node
 }
 
-func (kubelet) GetAllocatableResources(context.Context, *podresources.AllocatableResourcesRequest) (*podresources.AllocatableResourcesResponse, error) {
-	return &podresources.AllocatableResourcesResponse{}, nil
+func (k kubelet) GetAllocatableResources(context.Context, *podresources.AllocatableResourcesRequest) (*podresources.AllocatableResourcesResponse, error) {
+	devices := &podresources.ContainerDevices{ResourceName: "qat.intel.com/any", DeviceIds: k.n.offered.Load().([]string)}
+	return &podresources.AllocatableResourcesResponse{Devices: []*podresources.ContainerDevices{devices}}, nil
+}
+
+// vfs are the addresses of a machine's VFs.
+func vfs(m qattest.Node) []string {
+	all := []string{}
+	for _, pf := range m.PFs {
+		for i := range pf.VFs {
+			all = append(all, string(qattest.VFAddress(pf.Address, qat.FamilyByName(pf.Family), i)))
+		}
+	}
+	return all
 }
 
 // daemon answers for the node daemon. Its fields are set before doctor runs.

@@ -12,6 +12,8 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 
+	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
+
 	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
 	"github.com/kata-qat/kata-qat/internal/config"
 	"github.com/kata-qat/kata-qat/internal/containers"
@@ -54,6 +56,8 @@ type patient struct {
 	shim       *shim.Config           // nil if it is not valid
 	katas      []kataConfig           // of the handlers that get devices
 	health     *nodev1.HealthResponse // nil if the daemon does not answer
+
+	allocatable *podresources.AllocatableResourcesResponse // by kubelet; nil if it does not tell
 }
 
 // stepPlan is what a step of provision host would change.
