@@ -3,6 +3,7 @@ package devices
 import (
 	"context"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,8 +24,8 @@ func TestAPollFindsWhatTheKernelDoesNotAnnounce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		views := 0
-		m.OnChange(func(*View) { views++ })
+		var views atomic.Int32
+		m.OnChange(func(*View) { views.Add(1) })
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		m.told.Store(true)
@@ -32,8 +33,8 @@ func TestAPollFindsWhatTheKernelDoesNotAnnounce(t *testing.T) {
 
 		wait := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
 		wait(6 * pollPFs)
-		if views != 1 {
-			t.Errorf("%d views, and nothing has changed", views)
+		if n := views.Load(); n != 1 {
+			t.Errorf("%d views, and nothing has changed", n)
 		}
 		if err := tree.Kill(pf); err != nil {
 			t.Fatal(err)
@@ -42,16 +43,16 @@ func TestAPollFindsWhatTheKernelDoesNotAnnounce(t *testing.T) {
 		if h := m.Current().Inventory.PF(pf).Health; h != qat.HealthDead {
 			t.Errorf("health %s after a poll", h)
 		}
-		views = 0
+		views.Store(0)
 		wait(pollAll + pollPFs)
-		if views != 1 {
-			t.Errorf("%d views of all devices in %s", views, pollAll)
+		if n := views.Load(); n != 1 {
+			t.Errorf("%d views of all devices in %s", n, pollAll)
 		}
 		m.told.Store(false)
-		views = 0
+		views.Store(0)
 		wait(pollAll)
-		if want := int(pollAll / pollAllUntold); views != want {
-			t.Errorf("%d views of all devices in %s without announcements, expected %d", views, pollAll, want)
+		if n, want := views.Load(), int32(pollAll/pollAllUntold); n != want {
+			t.Errorf("%d views of all devices in %s without announcements, expected %d", n, pollAll, want)
 		}
 	})
 }
