@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -48,24 +49,31 @@ type Plugin struct {
 	log  *logrus.Entry
 	wake chan struct{} // something is to be looked at
 
-	mu      sync.Mutex
-	table   *vfio.Table
-	users   map[qat.Address]vfio.User
-	current *snapshot
-	changed chan struct{} // closed when current is replaced
+	current atomic.Pointer[state] // kubelet's questions wait for no lock
+
+	mu    sync.Mutex
+	table *vfio.Table
+	users map[qat.Address]vfio.User
 
 	// These belong to Run.
 	servers map[string]*server
 	said    map[string]string // what was logged of a resource last
 }
 
+// state is what is offered.
+type state struct {
+	*snapshot
+	replaced chan struct{} // closed when it is no longer that
+}
+
 // New returns a plugin that offers nothing yet.
 func New(o Options) *Plugin {
-	return &Plugin{
+	p := &Plugin{
 		o: o, log: o.Log.WithField("part", "device-plugin"), wake: make(chan struct{}, 1),
-		current: offer(nil, o.Domain, nil, nil), changed: make(chan struct{}),
 		servers: make(map[string]*server), said: make(map[string]string),
 	}
+	p.current.Store(&state{offer(nil, o.Domain, nil, nil), make(chan struct{})})
+	return p
 }
 
 // SetDevices makes the plugin offer the devices as they are now. kubelet is told
@@ -79,18 +87,17 @@ func (p *Plugin) SetDevices(t *vfio.Table) {
 
 // renew needs the lock.
 func (p *Plugin) renew() {
-	former := p.current
-	p.current = offer(p.table, p.o.Domain, p.users, p.o.CDI)
-	p.report(former)
-	close(p.changed)
-	p.changed = make(chan struct{})
+	next := &state{offer(p.table, p.o.Domain, p.users, p.o.CDI), make(chan struct{})}
+	former := p.current.Swap(next)
+	close(former.replaced)
 	p.poke()
+	p.report(former.snapshot, next.snapshot)
 }
 
 // report logs which resources have more or fewer usable devices than before.
-func (p *Plugin) report(former *snapshot) {
-	for _, name := range p.current.names() {
-		r, old := p.current.resources[name], former.resources[name]
+func (p *Plugin) report(former, now *snapshot) {
+	for _, name := range now.names() {
+		r, old := now.resources[name], former.resources[name]
 		if old != nil && old.usable() == r.usable() && len(old.devices) == len(r.devices) {
 			continue
 		}
@@ -101,18 +108,14 @@ func (p *Plugin) report(former *snapshot) {
 		log.Info("devices offered")
 	}
 	for _, name := range former.names() {
-		if p.current.resources[name] == nil {
+		if now.resources[name] == nil {
 			p.log.WithFields(logrus.Fields{"resource": p.full(name), "ready": 0, "total": 0}).Info("devices offered")
 		}
 	}
 }
 
-// now is what is offered, and a channel that is closed when it is no longer that.
-func (p *Plugin) now() (*snapshot, <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.current, p.changed
-}
+// now is what is offered.
+func (p *Plugin) now() *state { return p.current.Load() }
 
 // poke has Run look at everything again.
 func (p *Plugin) poke() {
@@ -186,7 +189,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 func (p *Plugin) settle(ctx context.Context) bool {
 	kubelet := filepath.Join(p.o.Dir, kubeletSocket)
 	id := identify(kubelet)
-	now, _ := p.now()
+	now := p.now()
 	settled := true
 	names := now.names()
 	for name := range p.servers {

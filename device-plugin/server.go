@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -46,6 +47,9 @@ func (p *Plugin) serve(name string) (*server, error) {
 	_, _ = rand.Read(unique) // it never fails
 	s := &server{plugin: p, name: name, socket: filepath.Join(p.o.Dir, socketPrefix+name+"-"+hex.EncodeToString(unique)+".sock"), grpc: grpc.NewServer()}
 	l, err := net.Listen("unix", s.socket)
+	if errors.Is(err, unix.EROFS) {
+		return nil, fmt.Errorf("serve %s: %w: a unit of systemd may write only where a directory was when it was started: restart kata-qat", p.full(name), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", p.full(name), err)
 	}
@@ -108,7 +112,7 @@ func (s *server) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[ap
 	}()
 	var sent *api.ListAndWatchResponse
 	for {
-		now, changed := s.plugin.now()
+		now := s.plugin.now()
 		list := &api.ListAndWatchResponse{}
 		if r := now.resources[s.name]; r != nil {
 			list = r.list
@@ -120,7 +124,7 @@ func (s *server) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[ap
 			sent = list
 		}
 		select {
-		case <-changed:
+		case <-now.replaced:
 		case <-stream.Context().Done():
 			return nil
 		}
@@ -129,7 +133,7 @@ func (s *server) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[ap
 
 // GetPreferredAllocation chooses devices by the policy.
 func (s *server) GetPreferredAllocation(_ context.Context, q *api.PreferredAllocationRequest) (*api.PreferredAllocationResponse, error) {
-	now, _ := s.plugin.now()
+	now := s.plugin.now()
 	answer := &api.PreferredAllocationResponse{}
 	for _, c := range q.GetContainerRequests() {
 		ids, err := now.prefer(s.plugin.o.Policy, s.name, c.GetAvailableDeviceIDs(), c.GetMustIncludeDeviceIDs(), int(c.GetAllocationSize()), s.plugin.o.Held)
@@ -144,7 +148,7 @@ func (s *server) GetPreferredAllocation(_ context.Context, q *api.PreferredAlloc
 // Allocate says what a container needs to use the devices that kubelet gives it.
 // kubelet does not create a pod for which it fails.
 func (s *server) Allocate(_ context.Context, q *api.AllocateRequest) (*api.AllocateResponse, error) {
-	now, _ := s.plugin.now()
+	now := s.plugin.now()
 	answer := &api.AllocateResponse{}
 	for _, c := range q.GetContainerRequests() {
 		a, err := now.allocate(s.name, c.GetDevicesIds())

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
@@ -28,6 +30,9 @@ func (p *Plugin) followUsers(ctx context.Context) {
 	defer again.Stop()
 	quiet := time.NewTimer(0) // and once now
 	defer quiet.Stop()
+	if _, err := os.Readlink(filepath.Join(p.o.Root, "proc/1/exe")); errors.Is(err, fs.ErrPermission) {
+		p.log.WithError(err).Warn("it cannot be seen which VFs are in use on the host, by no pod: expected the capability CAP_SYS_PTRACE")
+	}
 	opens := p.watchOpens(ctx)
 	for {
 		select {
