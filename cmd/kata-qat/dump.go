@@ -27,7 +27,8 @@ and all its containers.
 With --diff it shows exactly what was injected: the spec as it is, against the
 spec as it was before. What was injected is known from the record in the spec's
 annotation kata-qat.io/injected, or, where the shim rewrote a sandbox's spec,
-from the original that it left beside it.
+from the original that it left beside it. A terminal that is wide enough has the
+sandbox and the containers of a pod side by side.
 
 A spec is read from the container's bundle on disk, which is what the runtime
 got, or if the container does not run from containerd's record (--source).
@@ -55,7 +56,7 @@ Examples:
 				return err
 			}
 			if c.Bool("diff") {
-				return errors.Join(dump.WriteDiffs(c.App.Writer, format, entries, output.ColoursFor(c.App.Writer)), err)
+				return errors.Join(dump.WriteDiffs(c.App.Writer, format, entries, output.ColoursFor(c.App.Writer), output.Width(c.App.Writer)), err)
 			}
 			return errors.Join(dump.Write(c.App.Writer, format, entries), err)
 		},

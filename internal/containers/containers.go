@@ -145,12 +145,14 @@ func (c *Container) origin() string {
 func Sort(cs []Container) {
 	slices.SortFunc(cs, func(a, b Container) int {
 		return cmp.Or(
-			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.sandbox(), b.sandbox()),
+			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.PodSandbox(), b.PodSandbox()),
 			cmp.Compare(b.Type, a.Type), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 }
 
-func (c *Container) sandbox() string {
+// PodSandbox is the id of the sandbox that a container is in, or is; "" outside of
+// pods.
+func (c *Container) PodSandbox() string {
 	if c.Type == Sandbox {
 		return c.ID
 	}

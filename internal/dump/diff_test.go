@@ -3,8 +3,10 @@ package dump
 import (
 	"bytes"
 	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/containers/containerstest"
@@ -14,7 +16,7 @@ import (
 func diffs(t *testing.T, f output.Format, colours output.Colours, entries ...Entry) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := WriteDiffs(&b, f, entries, colours); err != nil {
+	if err := WriteDiffs(&b, f, entries, colours, 0); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -23,6 +25,63 @@ func diffs(t *testing.T, f output.Format, colours output.Colours, entries ...Ent
 func TestDiffOfAPod(t *testing.T) {
 	s, _ := qatApp(t)
 	golden(t, "diff", diffs(t, output.Table, output.Colours{}, collect(t, s.Node(), Auto, "default/qat-app")...))
+}
+
+func TestDiffOfAPodIsSideBySideWhereThereIsRoom(t *testing.T) {
+	s, _ := qatApp(t)
+	entries := collect(t, s.Node(), Auto, "default/qat-app")
+	at := func(width int, colours output.Colours) string {
+		var b bytes.Buffer
+		if err := WriteDiffs(&b, output.Table, entries, colours, width); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	golden(t, "beside", at(200, output.Colours{}))
+	if got := at(80, output.Colours{}); got != at(0, output.Colours{}) {
+		t.Errorf("80 columns are not enough:\n%s", got)
+	}
+	for _, width := range []int{2*narrow + 3, 150, 200, 251} {
+		text := at(width, output.Colours{})
+		var left, right []string // what was added, by column, without line breaks
+		for line := range strings.Lines(text) {
+			line = strings.TrimSuffix(line, "\n")
+			if n := utf8.RuneCountInString(line); n > width {
+				t.Errorf("%d columns: a line has %d: %s", width, n, line)
+			}
+			l, r, _ := strings.Cut(line, between)
+			left, right = append(left, strings.TrimSpace(l)), append(right, strings.TrimSpace(r))
+		}
+		for _, want := range []string{`"kata-qat.io/devices":"cy=0000:6b:00.1,cy=0000:6b:00.2"`, `"path":"/dev/vfio/101"`} {
+			for name, column := range map[string][]string{"sandbox": left, "container": right} {
+				if !strings.Contains(strings.ReplaceAll(strings.Join(column, ""), " ", ""), want) {
+					t.Errorf("%d columns: %s is not in the column of the %s:\n%s", width, want, name, text)
+				}
+			}
+		}
+		if plain := regexp.MustCompile(`\x1b\[\d+m`).ReplaceAllString(at(width, output.Always()), ""); plain != text {
+			t.Errorf("%d columns: with colours it is another text:\n%s", width, plain)
+		}
+	}
+}
+
+// More containers than there is room for stand below.
+func TestDiffOfALargePodIsInBands(t *testing.T) {
+	s, _ := qatApp(t)
+	entries := collect(t, s.Node(), Auto, "default/qat-app")
+	for range 3 {
+		entries = append(entries, entries[1])
+	}
+	var b bytes.Buffer
+	if err := WriteDiffs(&b, output.Table, entries, output.Colours{}, 200); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(b.String(), "(default/qat-app/app)"); got != 4 {
+		t.Errorf("%d containers are shown, expected 4", got)
+	}
+	if got := regexp.MustCompile(`(?m)^\S+ \((sandbox of )?default/qat-app`).FindAllString(b.String(), -1); len(got) != 3 { // two bands, and what has nothing injected
+		t.Errorf("bands begin with %q", got)
+	}
 }
 
 func TestDiffForPrograms(t *testing.T) {
@@ -75,7 +134,7 @@ func TestMalformedRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		err = WriteDiffs(&out, output.Table, []Entry{collectOne(t, string(b)), good}, output.Colours{})
+		err = WriteDiffs(&out, output.Table, []Entry{collectOne(t, string(b)), good}, output.Colours{}, 0)
 		says(t, err, "a99a00000000", "annotation kata-qat.io/injected", c.part, "expected the record that kata-qat writes", "kata-qat dump")
 		if !strings.Contains(out.String(), "+++") {
 			t.Errorf("the bad record hid the good one: %q", out.String())
@@ -148,11 +207,11 @@ func TestCompare(t *testing.T) {
 func TestLongValuesAreBrokenUpAndLongContextIsCut(t *testing.T) {
 	long := strings.Repeat("x", 130)
 	added := Line{Op: Added, Value: map[string]any{"a": long, "b": "c"}}
-	if got := len(added.text()); got != 4 {
-		t.Errorf("%d lines, expected 4: %q", got, added.text())
+	if got := len(added.text(wide)); got != 4 {
+		t.Errorf("%d lines, expected 4: %q", got, added.text(wide))
 	}
 	context := Line{Op: Context, Key: "k", Value: long}
-	if got := context.text(); len(got) != 1 || !strings.HasSuffix(got[0], "x…") {
+	if got := context.text(wide); len(got) != 1 || !strings.HasSuffix(got[0], "x…") {
 		t.Errorf("%q, expected one line that is cut", got)
 	}
 }

@@ -194,9 +194,11 @@ func Write(w io.Writer, f output.Format, entries []Entry) error {
 	return output.Rows(w, []string{"POD", "CONTAINER", "ID", "TYPE", "RUNTIME", "QAT VFS", "DEVICES", "SPEC FROM"}, rows)
 }
 
-// WriteDiffs writes what was injected into each of the containers. One that
-// cannot be compared hides no other: the error joins one for each.
-func WriteDiffs(w io.Writer, f output.Format, entries []Entry, colours output.Colours) error {
+// WriteDiffs writes what was injected into each of the containers: those of a pod
+// beside each other where lines of this width have room for it, and otherwise, or
+// with width 0, one below the other. One that cannot be compared hides no other:
+// the error joins one for each.
+func WriteDiffs(w io.Writer, f output.Format, entries []Entry, colours output.Colours, width int) error {
 	var errs error
 	diffs := make([]Difference, 0, len(entries))
 	for _, e := range entries {
@@ -208,7 +210,7 @@ func WriteDiffs(w io.Writer, f output.Format, entries []Entry, colours output.Co
 		diffs = append(diffs, d)
 	}
 	if f == output.Table {
-		return errors.Join(writeDiffs(w, diffs, colours), errs)
+		return errors.Join(writeDiffs(w, diffs, colours, width), errs)
 	}
 	changes := make([]Changes, len(diffs))
 	for i := range diffs {

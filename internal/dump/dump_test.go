@@ -302,7 +302,7 @@ func BenchmarkDiffAllOfThousand(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := WriteDiffs(&bytes.Buffer{}, output.Table, entries, output.Colours{}); err != nil {
+		if err := WriteDiffs(&bytes.Buffer{}, output.Table, entries, output.Colours{}, 0); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/output"
@@ -21,42 +22,48 @@ const (
 	glimpse = 76
 )
 
-// writeDiffs writes differences for people: a heading for each container, a
-// header that names the place for each hunk, and then what was added and
-// removed there.
-func writeDiffs(w io.Writer, ds []Difference, colours output.Colours) error {
-	out := bufio.NewWriter(w)
-	for i, d := range ds {
-		if i > 0 && (d.Against != "" || ds[i-1].Against != "") {
-			fmt.Fprintln(out)
-		}
-		d.write(out, colours)
-	}
-	return out.Flush()
+// row is one line of text that is safe to print, and how it is painted.
+type row struct {
+	text  string
+	paint func(output.Colours, string) string // nil: not at all
 }
 
-func (d *Difference) write(w io.Writer, colours output.Colours) {
-	title := output.Text(d.Container.String())
-	if d.Against == "" {
-		fmt.Fprintf(w, "%s: nothing injected\n", title)
-		return
-	}
-	fmt.Fprintln(w, colours.Bold(title))
-	fmt.Fprintln(w, colours.Red("--- "+d.Against))
-	fmt.Fprintln(w, colours.Green("+++ "+d.after()))
+// section is a hunk as it is shown: a header that names the place, and then what
+// was added and removed there.
+type section struct {
+	path string
+	rows []row
+}
+
+// block is a difference as it is shown: a heading, and the sections in the order of
+// their places.
+type block struct {
+	head     []row
+	sections []section
+}
+
+// block breaks up what is wider than width, if that can be.
+func (d *Difference) block(width int) block {
+	b := block{head: []row{
+		{output.Text(d.Container.String()), output.Colours.Bold},
+		{"--- " + d.Against, output.Colours.Red},
+		{"+++ " + d.after(), output.Colours.Green},
+	}}
 	for _, m := range d.Missing {
-		fmt.Fprintln(w, colours.Red(output.Text("! injected, but no longer in the spec: "+m)))
+		b.head = append(b.head, row{output.Text("! injected, but no longer in the spec: " + m), output.Colours.Red})
 	}
 	for _, h := range d.Hunks {
 		path := h.Path
 		if path == "" {
 			path = "(top level)"
 		}
-		fmt.Fprintln(w, colours.Cyan("@@ "+output.Text(path)+" @@"))
+		s := section{h.Path, []row{{"@@ " + output.Text(path) + " @@", output.Colours.Cyan}}}
 		for _, l := range h.Lines {
-			l.write(w, colours)
+			s.rows = append(s.rows, l.rows(width)...)
 		}
+		b.sections = append(b.sections, s)
 	}
+	return b
 }
 
 func (d *Difference) after() string {
@@ -66,41 +73,104 @@ func (d *Difference) after() string {
 	return "containerd's record"
 }
 
-func (l *Line) write(w io.Writer, colours output.Colours) {
-	paint := func(s string) string { return s }
-	switch l.Op {
-	case Added:
-		paint = colours.Green
-	case Removed:
-		paint = colours.Red
+// writeDiffs writes differences for people. Where there is room for it, those of a
+// pod are beside each other: see columns.
+func writeDiffs(w io.Writer, ds []Difference, colours output.Colours, width int) error {
+	out := bufio.NewWriter(w)
+	for i := 0; i < len(ds); {
+		pod, sandbox := 1, ds[i].Container.PodSandbox()
+		for i+pod < len(ds) && sandbox != "" && ds[i+pod].Container.PodSandbox() == sandbox {
+			pod++
+		}
+		if i > 0 && (ds[i].Against != "" || ds[i-1].Against != "") {
+			fmt.Fprintln(out)
+		}
+		if n := columns(ds[i:i+pod], width); n > 1 {
+			writeBeside(out, ds[i:i+pod], n, colours, width)
+		} else {
+			writeBelow(out, ds[i:i+pod], colours)
+		}
+		i += pod
 	}
-	for _, text := range l.text() {
-		fmt.Fprintln(w, paint(strings.TrimRight(string(l.Op)+" "+output.Text(text), " ")))
+	return out.Flush()
+}
+
+// writeBelow writes the differences of a pod one below the other.
+func writeBelow(w io.Writer, ds []Difference, colours output.Colours) {
+	for i := range ds {
+		if i > 0 && (ds[i].Against != "" || ds[i-1].Against != "") {
+			fmt.Fprintln(w)
+		}
+		if ds[i].Against == "" {
+			fmt.Fprintf(w, "%s: nothing injected\n", output.Text(ds[i].Container.String()))
+			continue
+		}
+		b := ds[i].block(wide)
+		for _, r := range b.head {
+			r.write(w, colours, 0)
+		}
+		for _, s := range b.sections {
+			for _, r := range s.rows {
+				r.write(w, colours, 0)
+			}
+		}
 	}
 }
 
-// text is the line as JSON: context in one line that is cut, what changed in as
+// write writes a row, filled up to a width.
+func (r row) write(w io.Writer, colours output.Colours, width int) {
+	io.WriteString(w, r.painted(colours))
+	if fill := width - utf8.RuneCountInString(r.text); fill > 0 {
+		io.WriteString(w, strings.Repeat(" ", fill))
+	}
+	if width == 0 {
+		io.WriteString(w, "\n")
+	}
+}
+
+func (r row) painted(colours output.Colours) string {
+	if r.paint == nil || r.text == "" {
+		return r.text
+	}
+	return r.paint(colours, r.text)
+}
+
+// rows are the line as JSON: context in one line that is cut, what changed in as
 // many as it takes.
-func (l *Line) text() []string {
+func (l *Line) rows(width int) (rows []row) {
+	var paint func(output.Colours, string) string
+	switch l.Op {
+	case Added:
+		paint = output.Colours.Green
+	case Removed:
+		paint = output.Colours.Red
+	}
+	for _, text := range l.text(width) {
+		rows = append(rows, row{strings.TrimRight(string(l.Op)+" "+output.Text(text), " "), paint})
+	}
+	return rows
+}
+
+func (l *Line) text(width int) []string {
 	prefix := ""
 	if l.Key != "" {
 		prefix = compact(l.Key) + ": "
 	}
 	if l.Op == Context {
 		runes := []rune(prefix + compact(l.Value))
-		if len(runes) > glimpse {
-			runes = append(runes[:glimpse-1], '…')
+		if most := min(glimpse, width); len(runes) > most {
+			runes = append(runes[:most-1], '…')
 		}
 		return []string{string(runes)}
 	}
-	return pretty(prefix, l.Value, "", "")
+	return pretty(prefix, l.Value, "", "", width)
 }
 
 // pretty breaks a value up into lines until each is narrow enough, with sorted
 // keys.
-func pretty(prefix string, value any, suffix, indent string) []string {
+func pretty(prefix string, value any, suffix, indent string, width int) []string {
 	text := indent + prefix + compact(value) + suffix
-	if len(text) <= wide || size(value) <= 0 {
+	if len(text) <= width || size(value) <= 0 {
 		return []string{text}
 	}
 	open, end := "{", "}"
@@ -115,12 +185,12 @@ func pretty(prefix string, value any, suffix, indent string) []string {
 	switch v := value.(type) {
 	case object:
 		for i, k := range slices.Sorted(maps.Keys(v)) {
-			inner = append(inner, pretty(compact(k)+": ", v[k], comma(i), indent+"  ")...)
+			inner = append(inner, pretty(compact(k)+": ", v[k], comma(i), indent+"  ", width)...)
 		}
 	case []any:
 		open, end = "[", "]"
 		for i, e := range v {
-			inner = append(inner, pretty("", e, comma(i), indent+"  ")...)
+			inner = append(inner, pretty("", e, comma(i), indent+"  ", width)...)
 		}
 	}
 	return slices.Concat([]string{indent + prefix + open}, inner, []string{indent + end + suffix})

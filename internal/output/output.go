@@ -154,6 +154,19 @@ func Terminal(w io.Writer) bool {
 	return err == nil
 }
 
+// Width is how many characters a line of a terminal has; 0 for what is none.
+func Width(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
+}
+
 // Colours paints text, or leaves it alone.
 type Colours struct{ on bool }
 
