@@ -15,6 +15,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
+	"github.com/kata-qat/kata-qat/internal/tomledit"
 	nriplugin "github.com/kata-qat/kata-qat/nri-plugin"
 )
 
@@ -22,7 +24,7 @@ import (
 type containerdConfig struct {
 	file     string // the first of the files, below the root
 	files    []string
-	schema   int64
+	schema   int
 	nri      map[string]any
 	handlers map[string]handler
 	err      error
@@ -37,13 +39,6 @@ type handler struct {
 	PodAnnotations               []string `toml:"pod_annotations"`
 	Options                      struct{ ConfigPath string }
 }
-
-// The plugins of containerd whose tables matter, by schema: 2 before containerd
-// 2.0, 3 and 4 since.
-var (
-	nriTables = []string{"io.containerd.nri.v1.nri"}
-	criTables = []string{"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"}
-)
 
 // configFiles are where distributions of Kubernetes have containerd's
 // configuration, by containerd's socket. k3s and RKE2 render theirs.
@@ -68,75 +63,40 @@ func (p *patient) containerdFile() string {
 	return append(candidates, "/etc/containerd/config.toml")[0]
 }
 
-// readContainerd reads the configuration and what it imports, the way containerd
-// does: breadth first, each file once, later ones over earlier (containerd 2.4,
-// cmd/containerd/server/config).
+// readContainerd reads the configuration and what it imports.
 func (p *patient) readContainerd() (c containerdConfig) {
 	c.file = p.containerdFile()
 	c.nri, c.handlers = make(map[string]any), make(map[string]handler)
-	for pending := []string{c.file}; len(pending) > 0; pending = pending[1:] {
-		file := pending[0]
-		if slices.Contains(c.files, file) {
-			continue
+	files, err := containerdconfig.Read(hostFiles{p}, c.file)
+	c.schema = containerdconfig.Schema(files)
+	for _, f := range files {
+		c.files = append(c.files, f.Name())
+		if bad := c.take(f); bad != nil && err == nil {
+			err = fmt.Errorf("%s: %w", f.Name(), bad)
 		}
-		b, err := p.read(file)
-		if err != nil {
-			c.err = fmt.Errorf("%s: %w", file, err)
-			return c
-		}
-		var content map[string]any
-		if err := toml.Unmarshal(b, &content); err != nil {
-			c.err = fmt.Errorf("%s: %s", file, strings.TrimPrefix(err.Error(), "toml: "))
-			return c
-		}
-		c.files = append(c.files, file)
-		if err := c.take(file, content); err != nil {
-			c.err = fmt.Errorf("%s: %w", file, err)
-			return c
-		}
-		pending = append(pending, p.imports(file, content)...)
 	}
+	c.err = err
 	return c
 }
 
-// imports are the files that a file names, patterns among them.
-func (p *patient) imports(from string, content map[string]any) (all []string) {
-	list, _ := content["imports"].([]any)
-	for _, one := range list {
-		name, _ := one.(string)
-		if name == "" {
-			continue
-		}
-		if !path.IsAbs(name) {
-			name = path.Join(path.Dir(from), name)
-		}
-		dir, pattern := path.Split(path.Clean(name))
-		if !strings.Contains(pattern, "*") {
-			all = append(all, name)
-			continue
-		}
-		entries, _ := p.list(dir)
-		for _, e := range entries {
-			if match, err := path.Match(pattern, e); err == nil && match {
-				all = append(all, dir+e)
-			}
-		}
-	}
-	return all
-}
+// hostFiles are the host's.
+type hostFiles struct{ *patient }
+
+func (f hostFiles) Read(name string) ([]byte, error)  { return f.read(name) }
+func (f hostFiles) List(dir string) ([]string, error) { return f.list(dir) }
 
 // take lays one file over what is known.
-func (c *containerdConfig) take(file string, content map[string]any) error {
-	if v, ok := content["version"].(int64); ok && c.schema == 0 {
-		c.schema = v
+func (c *containerdConfig) take(file *tomledit.Document) error {
+	at := func(path ...string) map[string]any {
+		v, _ := file.Get(path...)
+		below, _ := v.(map[string]any)
+		return below
 	}
-	for _, name := range nriTables {
-		overlay(c.nri, table(content, "plugins", name))
-	}
-	for _, name := range criTables {
-		for handlerName, entry := range table(content, "plugins", name, "containerd", "runtimes") {
+	overlay(c.nri, at("plugins", containerdconfig.NRI))
+	for _, plugin := range []string{containerdconfig.CRIv1, containerdconfig.CRIv2} {
+		for handlerName, entry := range at(containerdconfig.Runtimes(plugin)...) {
 			h := c.handlers[handlerName]
-			h.name, h.file = handlerName, file
+			h.name, h.file = handlerName, file.Name()
 			b, err := toml.Marshal(entry)
 			if err == nil {
 				err = toml.Unmarshal(b, &h)

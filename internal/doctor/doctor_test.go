@@ -274,7 +274,7 @@ var faults = []fault{
 	},
 	{
 		name: "containerd's configuration is broken", plant: func(n *node) { n.write("/etc/containerd/conf.d/99.toml", "[[") },
-		check: "containerd-config", evidence: "/etc/containerd/conf.d/99.toml: ", mend: "containerd config dump",
+		check: "containerd-config", evidence: "/etc/containerd/conf.d/99.toml:1:2: ", mend: "containerd config dump",
 	},
 	{
 		name: "NRI is off", plant: func(n *node) {

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/mod/semver"
 
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 	"github.com/kata-qat/kata-qat/provision/plan"
@@ -83,68 +83,27 @@ func (m *machine) containerd(ctx context.Context) (*setup, error) {
 	return c, c.checkSchema()
 }
 
-// readConfig reads a configuration as containerd does: files first, what they
-// import after them (containerd 2.4, cmd/containerd/server/config/config.go
-// LoadConfigWithPlugins; 1.7 does the same).
-func (m *machine) readConfig(c *setup) error {
-	pending := []string{c.config}
-	for i := 0; i < len(pending); i++ {
-		name := pending[i]
-		if slices.Contains(pending[:i], name) {
-			continue
-		}
-		b, err := m.read(name)
-		if errors.Is(err, fs.ErrNotExist) && i == 0 {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		d, err := tomledit.Parse(name, b)
-		if err != nil {
-			return err
-		}
-		c.files = append(c.files, d)
-		for _, pattern := range d.Strings("imports") {
-			matches, err := m.glob(absolute(pattern, name))
-			if err != nil {
-				return fmt.Errorf("%s: imports %q: %w", name, pattern, err)
-			}
-			pending = append(pending, matches...)
-		}
+// readConfig reads the configuration; that there is none is no error.
+func (m *machine) readConfig(c *setup) (err error) {
+	c.files, err = containerdconfig.Read(configFiles{m}, c.config)
+	if len(c.files) == 0 && errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if v, ok := c.files[0].Get("version"); ok {
-		n, _ := v.(int64)
-		c.schema = int(n)
-	}
-	return nil
+	c.schema = containerdconfig.Schema(c.files)
+	return err
 }
 
-func absolute(name, importer string) string {
-	if filepath.IsAbs(name) {
-		return filepath.Clean(name)
-	}
-	return filepath.Join(filepath.Dir(importer), name)
-}
+// configFiles are the machine's files.
+type configFiles struct{ *machine }
 
-// glob returns the files of the machine that a pattern of imports stands for.
-func (m *machine) glob(pattern string) (names []string, err error) {
-	if !strings.Contains(pattern, "*") {
-		return []string{pattern}, nil
-	}
-	dir, err := m.path(filepath.Dir(pattern))
+func (f configFiles) Read(name string) ([]byte, error) { return f.read(name) }
+
+func (f configFiles) List(dir string) ([]string, error) {
+	p, err := f.path(dir)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := readDir(dir)
-	for _, n := range entries {
-		if ok, err := filepath.Match(filepath.Base(pattern), n); err != nil {
-			return nil, err
-		} else if ok {
-			names = append(names, filepath.Join(filepath.Dir(pattern), n))
-		}
-	}
-	return names, err
+	return readDir(p)
 }
 
 // containerdVersion asks the program that will read the configuration, and if
@@ -220,22 +179,10 @@ func (c *setup) String() string {
 	return fmt.Sprintf("%s, %s of schema %d", name, c.config, c.schema)
 }
 
-// The plugins of containerd by whose tables it is configured here.
-const (
-	nriPlugin = "io.containerd.nri.v1.nri"
-	criV1     = "io.containerd.grpc.v1.cri"    // schema 2
-	criV2     = "io.containerd.cri.v1.runtime" // schema 3 and 4
-)
-
 // criPlugin is the one of CRI's that has the runtimes.
 func (c *setup) criPlugin() string {
 	if c.schema == 2 {
-		return criV1
+		return containerdconfig.CRIv1
 	}
-	return criV2
-}
-
-// runtimes is the path of a handler's entry.
-func runtimeEntry(plugin, handler string) []string {
-	return []string{"plugins", plugin, "containerd", "runtimes", handler}
+	return containerdconfig.CRIv2
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
@@ -22,17 +23,17 @@ var layouts = map[string]struct {
 	file, plugin        string
 	says                []string // what else is in a file afterwards
 }{
-	"schema 3 with conf.d":      {of: "containerd", version: "2.4.2", config: "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n", file: dropInFile, plugin: criV2},
-	"schema 4 without imports":  {of: "containerd", version: "2.4.2", config: "# mine\nversion = 4 # new\n[grpc]\n", file: dropInFile, plugin: criV2, says: []string{"# mine\nversion = 4 # new\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n[grpc]\n"}},
-	"schema 2 on containerd 2":  {of: "containerd", version: "2.0.0", config: "version = 2\nimports = [\"/opt/*/x.toml\"]\n", file: dropInFile, plugin: criV1, says: []string{`imports = ["/opt/*/x.toml", "/etc/containerd/conf.d/*.toml"]`}},
-	"relative imports":          {of: "containerd", version: "2.1.4", config: "imports = ['config.d/*.toml']\nversion = 3\n", file: "/etc/containerd/config.d/60-kata-qat.toml", plugin: criV2},
-	"no configuration":          {of: "containerd", version: "2.4.2", file: dropInFile, plugin: criV2, says: []string{"version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n"}},
-	"1.7":                       {of: "containerd", version: "1.7.35", config: "version = 2\n\n[plugins]\n  [plugins.\"io.containerd.nri.v1.nri\"]\n    disable = true # the default\n", file: "/etc/containerd/config.toml", plugin: criV1, says: []string{"disable = false # the default\n"}},
-	"1.7 without NRI":           {of: "containerd", version: "1.7.35", config: "version = 2", file: "/etc/containerd/config.toml", plugin: criV1, says: []string{"version = 2\n\n# BEGIN kata-qat", "disable = false"}},
-	"1.7 with CRI in an import": {of: "containerd", version: "1.7.35", config: "version = 2\nimports = ['/a.toml']\n", more: map[string]string{"/a.toml": "[plugins.'io.containerd.grpc.v1.cri']\nx = 1\n"}, file: "/a.toml", plugin: criV1},
-	"k3s that imports":          {of: "k3s", version: "2.2.3", config: "version = 3\nimports = ['/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/*.toml']\n", file: "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/60-kata-qat.toml", plugin: criV2},
-	"older k3s":                 {of: "k3s", version: "2.0.5", config: "version = 3\n", file: "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl", plugin: criV2, says: []string{base + "\n# BEGIN"}},
-	"rke2 with 1.7":             {of: "rke2", version: "1.7.23", config: "version = 2\n", more: map[string]string{"/var/lib/rancher/rke2/agent/etc/containerd/config.toml.tmpl": base + "# mine\n"}, file: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml.tmpl", plugin: criV1, says: []string{base + "# mine\n\n# BEGIN"}},
+	"schema 3 with conf.d":      {of: "containerd", version: "2.4.2", config: "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n", file: dropInFile, plugin: containerdconfig.CRIv2},
+	"schema 4 without imports":  {of: "containerd", version: "2.4.2", config: "# mine\nversion = 4 # new\n[grpc]\n", file: dropInFile, plugin: containerdconfig.CRIv2, says: []string{"# mine\nversion = 4 # new\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n[grpc]\n"}},
+	"schema 2 on containerd 2":  {of: "containerd", version: "2.0.0", config: "version = 2\nimports = [\"/opt/*/x.toml\"]\n", file: dropInFile, plugin: containerdconfig.CRIv1, says: []string{`imports = ["/opt/*/x.toml", "/etc/containerd/conf.d/*.toml"]`}},
+	"relative imports":          {of: "containerd", version: "2.1.4", config: "imports = ['config.d/*.toml']\nversion = 3\n", file: "/etc/containerd/config.d/60-kata-qat.toml", plugin: containerdconfig.CRIv2},
+	"no configuration":          {of: "containerd", version: "2.4.2", file: dropInFile, plugin: containerdconfig.CRIv2, says: []string{"version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n"}},
+	"1.7":                       {of: "containerd", version: "1.7.35", config: "version = 2\n\n[plugins]\n  [plugins.\"io.containerd.nri.v1.nri\"]\n    disable = true # the default\n", file: "/etc/containerd/config.toml", plugin: containerdconfig.CRIv1, says: []string{"disable = false # the default\n"}},
+	"1.7 without NRI":           {of: "containerd", version: "1.7.35", config: "version = 2", file: "/etc/containerd/config.toml", plugin: containerdconfig.CRIv1, says: []string{"version = 2\n\n# BEGIN kata-qat", "disable = false"}},
+	"1.7 with CRI in an import": {of: "containerd", version: "1.7.35", config: "version = 2\nimports = ['/a.toml']\n", more: map[string]string{"/a.toml": "[plugins.'io.containerd.grpc.v1.cri']\nx = 1\n"}, file: "/a.toml", plugin: containerdconfig.CRIv1},
+	"k3s that imports":          {of: "k3s", version: "2.2.3", config: "version = 3\nimports = ['/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/*.toml']\n", file: "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/60-kata-qat.toml", plugin: containerdconfig.CRIv2},
+	"older k3s":                 {of: "k3s", version: "2.0.5", config: "version = 3\n", file: "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl", plugin: containerdconfig.CRIv2, says: []string{base + "\n# BEGIN"}},
+	"rke2 with 1.7":             {of: "rke2", version: "1.7.23", config: "version = 2\n", more: map[string]string{"/var/lib/rancher/rke2/agent/etc/containerd/config.toml.tmpl": base + "# mine\n"}, file: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml.tmpl", plugin: containerdconfig.CRIv1, says: []string{base + "# mine\n\n# BEGIN"}},
 }
 
 func eachLayout(t *testing.T, f func(t *testing.T, n *node, file, plugin string, says []string)) {
@@ -56,7 +57,7 @@ func TestContainerdServesTheHandlerOnEveryLayout(t *testing.T) {
 		}
 		text := n.read(file)
 		if !strings.HasPrefix(text, "{{") {
-			entry, _ := n.get(file, runtimeEntry(plugin, "kata-qat")...).(map[string]any)
+			entry, _ := n.get(file, containerdconfig.Runtimes(plugin, "kata-qat")...).(map[string]any)
 			want := map[string]any{
 				"runtime_type": "io.containerd.kata-qat.v2", "runtime_path": "/usr/local/bin/containerd-shim-kata-qat-v2",
 				"privileged_without_host_devices": true, "pod_annotations": []any{"io.katacontainers.*"},
@@ -219,7 +220,7 @@ func TestWhatOthersRequireOfNRIStays(t *testing.T) {
   tolerate_missing_plugins_annotation = "mine"
 `)
 	n.mustApply()
-	validator, _ := n.get(dropInFile, "plugins", nriPlugin, "default_validator").(map[string]any)
+	validator, _ := n.get(dropInFile, "plugins", containerdconfig.NRI, "default_validator").(map[string]any)
 	want := map[string]any{"enable": true, "required_plugins": []any{"topology", "kata-qat"}, "tolerate_missing_plugins_annotation": "mine"}
 	if diff := cmp.Diff(want, validator); diff != "" {
 		t.Error(diff)
@@ -325,7 +326,7 @@ func TestAPodMayAskOnlyInStandaloneMode(t *testing.T) {
 	n := newNode(t)
 	n.cfg.Standalone = true
 	n.mustApply()
-	got := n.get(dropInFile, append(runtimeEntry(criV2, "kata-qat"), "pod_annotations")...)
+	got := n.get(dropInFile, append(containerdconfig.Runtimes(containerdconfig.CRIv2, "kata-qat"), "pod_annotations")...)
 	if diff := cmp.Diff([]any{"io.katacontainers.*", "kata-qat.io/*"}, got); diff != "" {
 		t.Error(diff)
 	}

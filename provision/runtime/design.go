@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 )
 
@@ -83,7 +84,7 @@ func (m *machine) designFor(c *setup) (*design, error) {
 func (m *machine) checkSocket(c *setup) error {
 	serves, file := config.Default().NRI.Socket, c.config
 	for _, d := range c.files {
-		if v, ok := d.Get("plugins", nriPlugin, "socket_path"); ok {
+		if v, ok := d.Get("plugins", containerdconfig.NRI, "socket_path"); ok {
 			serves, file = fmt.Sprint(v), d.Name()
 		}
 	}
@@ -99,7 +100,7 @@ func (m *machine) checkSocket(c *setup) error {
 func (c *setup) importedDir() string {
 	for _, d := range c.files {
 		for _, pattern := range d.Strings("imports") {
-			if pattern = absolute(pattern, d.Name()); filepath.Base(pattern) == "*.toml" && !strings.Contains(filepath.Dir(pattern), "*") {
+			if pattern = containerdconfig.Absolute(pattern, d.Name()); filepath.Base(pattern) == "*.toml" && !strings.Contains(filepath.Dir(pattern), "*") {
 				return filepath.Dir(pattern)
 			}
 		}
@@ -157,7 +158,7 @@ func clone(d *tomledit.Document) (*tomledit.Document, error) {
 // section of another says: our tables go into the file that has it.
 func (m *machine) designInPlace(d *design, edited map[string]*tomledit.Document) error {
 	var owners []*tomledit.Document // of CRI's section and of NRI's
-	for _, plugin := range []string{criV1, nriPlugin} {
+	for _, plugin := range []string{containerdconfig.CRIv1, containerdconfig.NRI} {
 		owner, err := d.ownerOf(plugin)
 		if err != nil {
 			return err
@@ -171,7 +172,7 @@ func (m *machine) designInPlace(d *design, edited map[string]*tomledit.Document)
 		return err
 	}
 	block := m.entries(d.setup)
-	table := []string{"plugins", nriPlugin}
+	table := []string{"plugins", containerdconfig.NRI}
 	if v, ok := owners[1].Get(table...); ok {
 		was, _ := v.(map[string]any)
 		if was["disable"] != false { // on by default is only NRI of 2.0
@@ -227,8 +228,8 @@ func (m *machine) takeOut(c *setup, ours string, edited map[string]*tomledit.Doc
 			}
 		}
 		for _, h := range m.handlers {
-			for _, plugin := range []string{criV1, criV2} {
-				path := runtimeEntry(plugin, h.name)
+			for _, plugin := range []string{containerdconfig.CRIv1, containerdconfig.CRIv2} {
+				path := containerdconfig.Runtimes(plugin, h.name)
 				if _, there := doc.Get(path...); !there {
 					continue
 				}
@@ -269,15 +270,15 @@ func (m *machine) designTemplate(d *design) error {
 		return err
 	}
 	for _, h := range m.handlers {
-		path := runtimeEntry(d.criPlugin(), h.name)
+		path := containerdconfig.Runtimes(d.criPlugin(), h.name)
 		if _, there := rendered.Get(path...); there {
 			return fmt.Errorf("%s:%d: %s is there already: take it out of %s, or choose another handler", d.config, rendered.Line(path...), tomledit.Key(path...), name)
 		}
 	}
 	block := m.entries(d.setup)
-	if _, there := rendered.Get("plugins", nriPlugin); there {
-		if v, _ := rendered.Get("plugins", nriPlugin, "disable"); v == true {
-			return fmt.Errorf("%s:%d: NRI is off, and a template can say so only once: take [%s] out of %s", d.config, rendered.Line("plugins", nriPlugin), tomledit.Key("plugins", nriPlugin), name)
+	if _, there := rendered.Get("plugins", containerdconfig.NRI); there {
+		if v, _ := rendered.Get("plugins", containerdconfig.NRI, "disable"); v == true {
+			return fmt.Errorf("%s:%d: NRI is off, and a template can say so only once: take [%s] out of %s", d.config, rendered.Line("plugins", containerdconfig.NRI), tomledit.Key("plugins", containerdconfig.NRI), name)
 		}
 		d.notes = append(d.notes, fmt.Sprintf("NRI is configured in %s already: what it says stays", d.config))
 	} else {

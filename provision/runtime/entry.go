@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 	"github.com/kata-qat/kata-qat/nri-plugin"
 )
@@ -27,7 +28,7 @@ func (m *machine) entry(c *setup, h handler) string {
 	if m.Options.Config.Standalone { // then a pod asks for its VFs
 		annotations = append(annotations, "kata-qat.io/*")
 	}
-	path := runtimeEntry(c.criPlugin(), h.name)
+	path := containerdconfig.Runtimes(c.criPlugin(), h.name)
 	var b strings.Builder
 	fmt.Fprintf(&b, "[%s]\n", tomledit.Key(path...))
 	fmt.Fprintf(&b, "  runtime_type = %s\n", tomledit.String("io.containerd."+h.name+".v2"))
@@ -53,11 +54,11 @@ func (m *machine) entries(c *setup) string {
 // files say, for containerd takes the last.
 func (m *machine) nri(c *setup, others []*tomledit.Document) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "[%s]\n  disable = false\n  disable_connections = false\n", tomledit.Key("plugins", nriPlugin))
+	fmt.Fprintf(&b, "[%s]\n  disable = false\n  disable_connections = false\n", tomledit.Key("plugins", containerdconfig.NRI))
 	if !c.validates() || m.NotRequired {
 		return b.String()
 	}
-	validator := []string{"plugins", nriPlugin, "default_validator"}
+	validator := []string{"plugins", containerdconfig.NRI, "default_validator"}
 	var required []string
 	tolerate := Tolerate
 	for _, d := range others {
@@ -81,7 +82,7 @@ func (m *machine) nri(c *setup, others []*tomledit.Document) string {
 // containerdDropIn is our file of a containerd that merges.
 func (m *machine) containerdDropIn(c *setup, name string) (string, error) {
 	others := slices.DeleteFunc(slices.Clone(c.files), func(d *tomledit.Document) bool { return d.Name() == name })
-	validator := []string{"plugins", nriPlugin, "default_validator", "required_plugins"}
+	validator := []string{"plugins", containerdconfig.NRI, "default_validator", "required_plugins"}
 	for _, d := range others {
 		if filepath.Dir(d.Name()) == filepath.Dir(name) && d.Name() > name && c.validates() && !m.NotRequired {
 			if found := d.Strings(validator...); found != nil && !slices.Contains(found, nriplugin.Name) {

@@ -16,6 +16,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/internal/tomledit"
 	"github.com/kata-qat/kata-qat/provision/guest"
 	"github.com/kata-qat/kata-qat/provision/plan"
@@ -296,7 +297,7 @@ func (n *node) start() error {
 		if n.refuses != "" && strings.Contains(string(d.Bytes()), n.refuses) {
 			return errors.New("exit status 1")
 		}
-		for _, plugin := range []string{criV1, criV2} {
+		for _, plugin := range []string{containerdconfig.CRIv1, containerdconfig.CRIv2} {
 			v, _ := d.Get("plugins", plugin, "containerd", "runtimes")
 			runtimes, _ := v.(map[string]any)
 			for name := range runtimes {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/kata-qat/kata-qat/internal/containerdconfig"
 	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/provision/guest"
 )
@@ -320,7 +321,7 @@ func TestEveryHandlerHasItsOwn(t *testing.T) {
 		if got := n.get("/etc/kata-qat/shim.toml", "runtimes", handler); got != rustShim {
 			t.Errorf("%s: %v", handler, got)
 		}
-		if got := n.get(dropInFile, append(runtimeEntry(criV2, handler), "options", "ConfigPath")...); got != "/etc/kata-qat/kata/"+handler+"/configuration.toml" {
+		if got := n.get(dropInFile, append(containerdconfig.Runtimes(containerdconfig.CRIv2, handler), "options", "ConfigPath")...); got != "/etc/kata-qat/kata/"+handler+"/configuration.toml" {
 			t.Errorf("%s: ConfigPath %v", handler, got)
 		}
 	}
