@@ -94,11 +94,14 @@ func (k *kernelModules) variant(driver string, device uint16) bool {
 	return false
 }
 
-// loaded tells whether the running kernel has a module, loaded or built in.
+// loaded tells whether the running kernel has a module, loaded or built in. One
+// that udev is loading at this moment is there, but its devices may not be bound
+// (initstate is "coming"): it is not loaded, and modprobe waits for it.
 func (m *machine) loaded(module string) bool {
 	name := moduleName(module)
-	if _, err := os.Stat(m.sys("/sys/module/" + name)); err == nil {
-		return true
+	if _, err := os.Stat(m.sys("/sys/module/" + name)); err != nil {
+		return m.kernel().builtin[name]
 	}
-	return m.kernel().builtin[name]
+	state, err := m.text("/sys/module/" + name + "/initstate")
+	return err == nil && (state == "live" || state == "")
 }
