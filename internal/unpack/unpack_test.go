@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -113,5 +114,36 @@ func TestADigestIsCompared(t *testing.T) {
 	}
 	if err := CheckDigest(file, strings.Repeat("0", 64)); err == nil || !strings.Contains(err.Error(), "expected 0000") {
 		t.Errorf("another digest: %v", err)
+	}
+}
+
+func TestWhatIsFetchedIsACopyOfTheFileThatIsMeant(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "a"), filepath.Join(dir, "copy")
+	if err := os.WriteFile(from, []byte("hello"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	digest := fmt.Sprintf("%x", sha256.Sum256([]byte("hello")))
+	if err := Fetch(from, to, digest); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(to); err != nil || string(got) != "hello" {
+		t.Errorf("the copy is %q, %v", got, err)
+	}
+	if err := Fetch(from, to, strings.Repeat("0", 64)); err == nil || !strings.Contains(err.Error(), from) {
+		t.Errorf("another digest: %v", err)
+	}
+	pipe, link := filepath.Join(dir, "pipe"), filepath.Join(dir, "link")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Fetch(pipe, to, digest); err == nil || !strings.Contains(err.Error(), "expected a file") {
+		t.Errorf("a pipe: %v", err)
+	}
+	if err := os.Symlink(from, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := Fetch(from, link, digest); err == nil {
+		t.Error("it was written through a link that was there")
 	}
 }

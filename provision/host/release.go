@@ -151,7 +151,7 @@ func (s *driverRelease) unpackRelease(ctx context.Context, dir string) (string, 
 		return "", err
 	}
 	own := filepath.Join(p, "archive")
-	if err := fetchArchive(archive, own, s.config.Driver.SHA256); err != nil {
+	if err := unpack.Fetch(archive, own, s.config.Driver.SHA256); err != nil {
 		return "", err
 	}
 	src := filepath.Join(p, "src")

@@ -1,4 +1,4 @@
-package host
+package unpack
 
 import (
 	"errors"
@@ -7,16 +7,15 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kata-qat/kata-qat/internal/unpack"
 )
 
-// maxArchive is more than any QAT release has, which are a few megabytes.
+// maxArchive is more than any release has: a kernel's sources are 150 MB.
 const maxArchive = 1 << 30
 
-// fetchArchive copies an archive to where nobody else can change it, and only
-// then looks whether it is the one with the digest.
-func fetchArchive(from, to, digest string) error {
+// Fetch copies an archive to where nobody else can change it, and only then looks
+// whether it is the one with the SHA-256, in hexadecimal. What it copied stays
+// there if it is not.
+func Fetch(from, to, digest string) error {
 	// Not to wait for whoever may write to a pipe.
 	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -34,7 +33,7 @@ func fetchArchive(from, to, digest string) error {
 	if err := errors.Join(err, out.Close()); err != nil {
 		return err
 	}
-	if err := unpack.CheckDigest(to, digest); err != nil {
+	if err := CheckDigest(to, digest); err != nil {
 		return fmt.Errorf("copy of %s: %w", from, err)
 	}
 	return nil
