@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/config"
@@ -27,19 +28,26 @@ type manager struct {
 }
 
 // distributions are known by ID or ID_LIKE of os-release, the more special
-// first. %r in a package's name stands for the running kernel's release.
+// first, and one whose packages changed by the last release that has these. %r in
+// a package's name stands for the running kernel's release.
 var distributions = []struct {
 	id       string
+	until    int // VERSION_ID, 0 for any
 	manager  *manager
 	packages []string
 }{
 	// What a cloud's or a minimal kernel leaves out is in modules-extra.
-	{"ubuntu", &apt, []string{"linux-modules-extra-%r", "linux-firmware"}},
-	// The kernel package has all modules; firmware is in non-free-firmware.
-	{"debian", &apt, []string{"linux-image-%r", "firmware-misc-nonfree"}},
-	{"fedora", &dnf, []string{"kernel-modules-%r", "linux-firmware"}},
-	{"rhel", &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
-	{"centos", &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
+	{"ubuntu", 0, &apt, []string{"linux-modules-extra-%r", "linux-firmware"}},
+	// The kernel package has all modules; firmware is in non-free-firmware, for
+	// c62x, c3xxx and dh895xcc in firmware-misc-nonfree 20230210-5 (Debian 12), and
+	// for 402xx and 420xx as well in firmware-intel-misc 20250410-2 (Debian 13).
+	// Neither has that of 4xxx.
+	{"debian", 12, &apt, []string{"linux-image-%r", "firmware-misc-nonfree"}},
+	{"debian", 0, &apt, []string{"linux-image-%r", "firmware-intel-misc"}},
+	{"fedora", 0, &dnf, []string{"kernel-modules-%r", "linux-firmware"}},
+	// linux-firmware: https://access.redhat.com/kb/6376901
+	{"rhel", 0, &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
+	{"centos", 0, &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
 }
 
 var (
@@ -63,9 +71,9 @@ func (s *driverRelease) distribution() (*manager, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ids := osIDs(string(b))
+	ids, version := osIDs(string(b))
 	for _, d := range distributions {
-		if !slices.Contains(ids, d.id) || s.runner.Find(d.manager.program) == "" {
+		if !slices.Contains(ids, d.id) || d.until > 0 && (version == 0 || version > d.until) || s.runner.Find(d.manager.program) == "" {
 			continue
 		}
 		packages := s.config.Driver.Packages
@@ -79,15 +87,21 @@ func (s *driverRelease) distribution() (*manager, []string, error) {
 	return nil, nil, fmt.Errorf("packages of drivers are known for Debian, Ubuntu, Fedora and RHEL and those like them, not for %s: install them by hand, or build a release with --driver-archive", strings.Join(ids, ", "))
 }
 
-// osIDs are what a distribution says that it is, and is like.
-func osIDs(release string) (ids []string) {
+// osIDs are what a distribution says that it is, and is like, and its version's
+// first number, 0 if it has none, as one that is not released.
+func osIDs(release string) (ids []string, version int) {
 	for line := range strings.Lines(release) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		if key == "ID" || key == "ID_LIKE" {
-			ids = append(ids, strings.Fields(strings.Trim(value, `"'`))...)
+		value = strings.Trim(value, `"'`)
+		switch key {
+		case "ID", "ID_LIKE":
+			ids = append(ids, strings.Fields(value)...)
+		case "VERSION_ID":
+			major, _, _ := strings.Cut(value, ".")
+			version, _ = strconv.Atoi(major)
 		}
 	}
-	return ids
+	return ids, version
 }
 
 // lacking are the modules and the firmware that the targets need and the machine

@@ -53,10 +53,12 @@ func TestDriversComeFromTheDistributionsPackages(t *testing.T) {
 		manager   string
 		want      string // the package manager's command line
 	}{
-		"Debian": {"ID=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-misc-nonfree"},
-		"Ubuntu": {"ID=ubuntu\nID_LIKE=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-modules-extra-" + release + " linux-firmware"},
-		"Fedora": {"ID=fedora\n", "dnf", "dnf install -y --setopt=install_weak_deps=False kernel-modules-" + release + " linux-firmware"},
-		"Rocky":  {"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "dnf", ""},
+		"Debian 12":  {"ID=debian\nVERSION_ID=\"12\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-misc-nonfree"},
+		"Debian 13":  {"ID=debian\nVERSION_ID=\"13\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
+		"Debian sid": {"ID=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
+		"Ubuntu":     {"ID=ubuntu\nID_LIKE=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-modules-extra-" + release + " linux-firmware"},
+		"Fedora":     {"ID=fedora\n", "dnf", "dnf install -y --setopt=install_weak_deps=False kernel-modules-" + release + " linux-firmware"},
+		"Rocky":      {"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "dnf", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bare(t, tt.osRelease)
