@@ -67,7 +67,15 @@ func (l *lab) writeInitrd(ctx context.Context, file string, cfg Config) error {
 	a.File("/init", init)
 	a.Bytes(path.Join(report.Directory, report.OrdersFile), 0o644, string(orders))
 	a.Bytes(scriptPath, 0o755, cfg.Script)
-	if err := addFiles(a, cfg.Files); err != nil {
+	files, modules := cfg.Files, slices.Concat(provided, cfg.Provide, cfg.Modules)
+	if cfg.Disk != "" { // which has all modules
+		modules = []string{"virtio_pci", "virtio_blk", "ext4"}
+		files = make(map[string]string)
+		for name, file := range cfg.Files {
+			files[path.Join(report.DiskFiles, name)] = file
+		}
+	}
+	if err := addFiles(a, files); err != nil {
 		return err
 	}
 	a.File("/bin/busybox", "/bin/busybox")
@@ -76,7 +84,7 @@ func (l *lab) writeInitrd(ctx context.Context, file string, cfg Config) error {
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
 		a.Bytes(name, 0o644, accounts[name])
 	}
-	if err := l.modules.add(a, slices.Concat(provided, cfg.Provide, cfg.Modules)); err != nil {
+	if err := l.modules.add(a, modules); err != nil {
 		return err
 	}
 	if err := a.Close(); err != nil {

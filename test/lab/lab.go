@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,6 +46,10 @@ type Config struct {
 	CPUs      int  // 2 by default
 	Memory    int  // MiB, 1024 by default; the initrd, with all Files, is in it
 
+	// Disk is an image that SystemDisk made. The guest runs from it, with systemd
+	// and udev, and leaves it changed: Files go onto it, and Run or Script, which
+	// find Debian's commands, run as a service. Its end is a reboot.
+	Disk string
 	// Files are put into the guest: a file or a directory of this machine by
 	// the path that it gets. A program that is linked dynamically brings its
 	// libraries along.
@@ -166,6 +171,12 @@ func (cfg *Config) orders() report.Orders {
 	o := report.Orders{Modules: cfg.Modules, Run: cfg.Run, Env: cfg.Env}
 	if cfg.Script != "" {
 		o.Run = []string{"/bin/busybox", "sh", "-eu", scriptPath}
+	}
+	if cfg.Disk != "" {
+		o.Disk = "/dev/vda"
+		if cfg.Script != "" {
+			o.Run = []string{"/bin/sh", "-eu", path.Join(report.SystemDirectory, "script")}
+		}
 	}
 	return o
 }

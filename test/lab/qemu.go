@@ -60,6 +60,9 @@ func qemuArgs(cfg Config, kernel, initrd string) []string {
 		}
 		args = append(args, "-device", port, "-device", fmt.Sprintf("qat-%s,bus=port%d", pf.Family, i))
 	}
+	if cfg.Disk != "" {
+		args = append(args, "-drive", "if=virtio,format=raw,cache=unsafe,file="+cfg.Disk)
+	}
 	return append(args, cfg.QEMUArgs...)
 }
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Prepare the QEMU lab on Debian 12, as root: install QEMU 10.0 and a C compiler, unpack a Debian
-# kernel with its headers, build the device emulation and the drivers' stand-ins.
+# kernel with its headers, build the device emulation and the drivers' stand-ins, and make the disk
+# of a Debian 12 with systemd, udev and GRUB.
 #
 #   test/lab/setup.sh            into build/lab
 #   KATA_QAT_LAB_DIR=/var/cache/lab test/lab/setup.sh
@@ -20,16 +21,21 @@ die() { say "$*"; exit 1; }
 # The Go side computes the same digest and refuses a lab that was built from other sources.
 sources() { (cd "$here" && cat setup.sh qemu/qatemu.c guest/Kbuild guest/qat_stub.c) | sha256sum | cut -d' ' -f1; }
 
+# mirror: the one in use here, when apt has its lists.
+mirror() {
+  local uri
+  # shellcheck disable=SC2016 # apt's own syntax
+  uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Codename: bookworm' 2>/dev/null | head -1 || true)
+  echo "${uri:-http://deb.debian.org/debian}"
+}
+
 # with_backports APT-COMMAND...: run with the backports suite as an additional source, which no file
 # of this machine names afterwards. sourcelist stands for /etc/apt/sources.list, so that is kept.
 with_backports() {
   local list=$lab/apt.list
   cat /etc/apt/sources.list >"$list" 2>/dev/null || : >"$list"
   if ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
-    local mirror # the one in use here, when apt has its lists
-    # shellcheck disable=SC2016 # apt's own syntax
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Codename: bookworm' 2>/dev/null | head -1 || true)
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} bookworm-backports main" >>"$list"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) bookworm-backports main" >>"$list"
   fi
   local command=$1; shift
   "$command" -o Dir::Etc::sourcelist="$list" "$@"
@@ -37,7 +43,7 @@ with_backports() {
 
 install_tools() {
   local missing=() p
-  for p in gcc gcc-12 libc6-dev make xz-utils zstd busybox-static libelf1 ca-certificates; do
+  for p in gcc gcc-12 libc6-dev make xz-utils zstd busybox-static libelf1 ca-certificates mmdebstrap kmod e2fsprogs; do
     dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
   done
   if ! qemu-system-x86_64 --version 2>/dev/null | grep -q 'version 10\.0\.'; then
@@ -113,10 +119,44 @@ build() {
   busybox depmod -b "$lab/root" "$release"
 }
 
+# make_system: a disk without partitions. What only takes time at its start is masked.
+make_system() {
+  local release root=$lab/system
+  release=$(<"$lab/release")
+  say "making the disk of a Debian 12 with systemd"
+  rm -rf "$root" "$lab/system.ext4"
+  mmdebstrap --quiet --variant=minbase --include=systemd-sysv,udev,dbus,kmod,grub2-common \
+    --aptopt='APT::Install-Recommends "false"' --aptopt='APT::Sandbox::User "root"' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+    bookworm "$root" "$(mirror)" >"$lab/system.log" 2>&1 || { tail -20 "$lab/system.log" >&2; die "mmdebstrap failed"; }
+  rm -rf "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
+  cp "$lab/root/boot/vmlinuz-$release" "$root/boot/"
+  mkdir -p "$root/usr/lib/modules"
+  cp -a "$lab/root/lib/modules/$release" "$root/usr/lib/modules/"
+  rm -f "$root/usr/lib/modules/$release"/{build,source}
+  depmod -b "$root" "$release"
+  # What the package grub-pc would make.
+  mkdir -p "$root/boot/grub"
+  printf '%s\n' GRUB_DEFAULT=0 GRUB_TIMEOUT=5 GRUB_DISTRIBUTOR=Debian 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"' 'GRUB_CMDLINE_LINUX=""' >"$root/etc/default/grub"
+  : >"$root/etc/fstab"
+  echo lab >"$root/etc/hostname"
+  echo 5e1f0000000000000000000000001ab0 >"$root/etc/machine-id"
+  local u
+  for u in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer dpkg-db-backup.timer \
+    getty@tty1.service serial-getty@ttyS0.service systemd-logind.service systemd-random-seed.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service systemd-pstore.service systemd-journal-flush.service getty.target; do
+    ln -sf /dev/null "$root/etc/systemd/system/$u"
+  done
+  mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$root" "$lab/system.tmp" 1200M
+  rm -rf "$root"
+  mv "$lab/system.tmp" "$lab/system.ext4"
+}
+
 mkdir -p "$lab"
 [ "$(cat "$lab/built" 2>/dev/null)" = "$(sources)" ] && [[ -z ${KATA_QAT_LAB_KERNEL:-} || $(<"$lab/release") == "$KATA_QAT_LAB_KERNEL-cloud-amd64" ]] && exit 0
 install_tools
 unpack_kernel
 build
+make_system
 sources >"$lab/built"
 say "ready in $lab"

@@ -14,8 +14,17 @@ const Directory = "/lab"
 // OrdersFile is the file in Directory that holds Orders.
 const OrdersFile = "orders.json"
 
+// SystemDirectory is where they are in a guest that runs from a disk.
+const SystemDirectory = "/run/lab"
+
+// DiskFiles is where the files are that init puts onto the disk of such a guest.
+const DiskFiles = Directory + "/files"
+
 // Orders are what the guest's init is to do.
 type Orders struct {
+	// Disk is the block device with the root that the guest is to run from, by
+	// the init that it has; "" for what the initrd has.
+	Disk string `json:"disk,omitempty"`
 	// Modules are loaded first, in order: a name, then perhaps parameters.
 	Modules []string `json:"modules,omitempty"`
 	// Run is the command line whose output and exit status are reported.

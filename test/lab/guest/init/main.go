@@ -1,7 +1,8 @@
 // Command init is the first process of the lab's guest. It makes the initrd a
 // root that container runtimes can work from, loads modules, runs one command,
 // reports its output and exit status on the second serial port, and switches
-// the guest off.
+// the guest off. In a guest that runs from a disk it hands over to the init that
+// is there, which starts it again, as a service, for the command.
 package main
 
 import (
@@ -23,42 +24,70 @@ import (
 )
 
 func main() {
-	// Only the first process of a machine may switch it off.
-	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "init: this is the init of a lab guest: expected to be process 1")
-		os.Exit(2)
-	}
-	if err := serve(); err != nil {
+	err := begin()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err)
 	}
+	if os.Getpid() != 1 {
+		if err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	unix.Sync()
-	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	fmt.Fprintln(os.Stderr, "init: switch off:", err)
 }
 
-// serve does what init is for; an error that it returns has been reported if
-// that is possible.
-func serve() error {
+// begin finds out what part this process has.
+func begin() error {
+	switch pid := os.Getpid(); {
+	case pid != 1 && len(os.Args) == 2 && os.Args[1] == serviceArg:
+		return serveSystem()
+	case pid != 1:
+		return errors.New("this is the init of a lab guest: expected to be process 1")
+	}
+	orders, err := readOrders(report.Directory)
+	if err == nil && orders.Disk != "" {
+		return handOver(orders)
+	}
 	if err := leaveRootfs(); err != nil {
 		return err
 	}
 	if err := mountAll(); err != nil {
 		return err
 	}
+	return serve(report.Directory, func(o report.Orders) error { return prepare(o.Modules) })
+}
+
+// serve obeys the orders; an error that it returns has been reported if that is
+// possible.
+func serve(dir string, prepare func(report.Orders) error) error {
 	port, err := openPort(report.Port)
 	if err != nil {
 		return err
 	}
 	defer port.Close()
 	r := reporter{json.NewEncoder(port)}
-	code, err := obey(r)
+	code, err := obey(r, dir, prepare)
 	if err != nil {
 		return errors.Join(err, r.send(report.Event{Kind: report.Failed, Text: err.Error()}))
 	}
 	return r.send(report.Event{Kind: report.Exited, Code: code})
 }
 
-func obey(r reporter) (int, error) {
+func readOrders(dir string) (orders report.Orders, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, report.OrdersFile))
+	if err == nil {
+		err = json.Unmarshal(data, &orders)
+	}
+	if err != nil {
+		return orders, fmt.Errorf("read orders: %w", err)
+	}
+	return orders, nil
+}
+
+func obey(r reporter, dir string, prepare func(report.Orders) error) (int, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return 0, fmt.Errorf("read the kernel's release: %w", err)
@@ -66,18 +95,14 @@ func obey(r reporter) (int, error) {
 	if err := r.send(report.Event{Kind: report.Started, Text: unix.ByteSliceToString(uts.Release[:])}); err != nil {
 		return 0, err
 	}
-	data, err := os.ReadFile(filepath.Join(report.Directory, report.OrdersFile))
+	orders, err := readOrders(dir)
 	if err != nil {
-		return 0, fmt.Errorf("read orders: %w", err)
-	}
-	var orders report.Orders
-	if err := json.Unmarshal(data, &orders); err != nil {
-		return 0, fmt.Errorf("read orders: %w", err)
+		return 0, err
 	}
 	if err := os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"); err != nil {
 		return 0, err
 	}
-	if err := prepare(orders.Modules); err != nil {
+	if err := prepare(orders); err != nil {
 		return 0, err
 	}
 	return run(orders.Run, orders.Env, r)

@@ -29,13 +29,20 @@ var mounts = []mount{
 	{"debugfs", "/sys/kernel/debug", plain, ""},
 }
 
+func (m mount) mount() error {
+	if err := os.MkdirAll(m.target, 0o755); err != nil {
+		return fmt.Errorf("mount %s: %w", m.target, err)
+	}
+	if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
+	}
+	return nil
+}
+
 func mountAll() error {
 	for _, m := range mounts {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
-			return fmt.Errorf("mount %s: %w", m.target, err)
-		}
-		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
+		if err := m.mount(); err != nil {
+			return err
 		}
 	}
 	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
