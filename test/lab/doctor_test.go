@@ -37,6 +37,7 @@ func failures(r doctor.Report) (names []string) {
 }
 
 func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testing.T) {
+	t.Parallel()
 	kataQAT, err := Build(t.Context(), "./cmd/kata-qat")
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +58,8 @@ func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testin
 			doctor
 			pf=$(dirname $(grep -l 0x4940 /sys/bus/pci/devices/*/device))
 			vf=$(basename $(readlink $pf/virtfn0))
-			kata-qat devices --watch -o json >/tmp/watch 2>/tmp/watch.err &
+			: >/tmp/watch
+			kata-qat devices --watch -o json >>/tmp/watch 2>/tmp/watch.err &
 			line 1
 			n=$(wc -l </tmp/watch)
 			echo $vf >/sys/bus/pci/drivers/vfio-pci/unbind

@@ -90,10 +90,11 @@ func (b kataBase) write(t *testing.T) string {
 			a.File(name, l)
 		}
 	}
-	filler := make([]byte, b.size)
+	// xz takes half a minute for 30 MiB in which nothing repeats.
+	filler := make([]byte, 256<<10)
 	r := rand.NewChaCha8([32]byte{})
 	r.Read(filler)
-	a.Bytes("usr/share/filler", 0o644, string(filler))
+	a.Bytes("usr/share/filler", 0o644, strings.Repeat(string(filler), 1+b.size/len(filler)))
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +191,7 @@ for m in vmw_vsock_virtio_transport virtio_net virtio_blk overlay; do [ -d /sys/
 `
 
 func TestAVFIsAGroupOfTheGuestThatWasMadeForVFIO(t *testing.T) {
+	t.Parallel()
 	script := early + asTheAgent("vfio", "vfio-pci disable_denylist=1", "vfio_iommu_type1") + oneVF + `
 		echo denylist off: $(cat /sys/module/vfio_pci/parameters/disable_denylist)
 		echo confs: $(ls /etc/c6xxvf_dev*.conf /etc/4xxxvf_dev*.conf | wc -l)
@@ -216,6 +218,7 @@ func TestAVFIsAGroupOfTheGuestThatWasMadeForVFIO(t *testing.T) {
 }
 
 func TestADriverOfTheGuestThatWasMadeForItTakesAVF(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		base kataBase
@@ -225,6 +228,7 @@ func TestADriverOfTheGuestThatWasMadeForItTakesAVF(t *testing.T) {
 		{"from a base without compression", kataBase{compress: []string{"cat"}, kmod: true, size: 1 << 10}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			tc.base.script = early + asTheAgent("qat_c62xvf") + oneVF + `
 				echo driver: $(basename $(readlink /sys/bus/pci/devices/$vf/driver))
 				echo confs: $(ls /etc/c6xxvf_dev*.conf | wc -l)

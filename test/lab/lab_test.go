@@ -23,6 +23,7 @@ group() { basename $(readlink $1/iommu_group); }
 `
 
 func TestAllVirtualFunctionsOfADeviceWorkThroughVFIO(t *testing.T) {
+	t.Parallel()
 	res := Run(t, Config{
 		PFs: []PF{{Family: "4xxx", ACS: true}}, IOMMU: true,
 		Modules: []string{"vfio-pci", "vfio_iommu_type1", "qat_4xxx"},
@@ -43,27 +44,29 @@ func TestAllVirtualFunctionsOfADeviceWorkThroughVFIO(t *testing.T) {
 }
 
 func TestVFIOPCIRefusesTheDeviceOfItsDenyListUnlessTold(t *testing.T) {
-	for _, tc := range []struct{ name, module, want string }{
-		{"by default", "vfio-pci", "bind: Invalid argument"},
-		{"with disable_denylist", "vfio-pci disable_denylist=1", "bind: ok"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			res := Run(t, Config{
-				PFs: []PF{{Family: "c62x", ACS: true}}, IOMMU: true,
-				Modules: []string{tc.module, "vfio_iommu_type1", "qat_c62x"},
-				Script: functions + `
-					enable
-					v=$(vfs | head -1)
-					echo vfio-pci >/sys/bus/pci/devices/$v/driver_override
-					err=$( (echo $v >/sys/bus/pci/drivers/vfio-pci/bind) 2>&1 ) && echo bind: ok || echo "bind: ${err##*: }"
-					[ ! -d $pf/qat ]`,
-			})
-			expect(t, res, tc.want)
-		})
-	}
+	t.Parallel()
+	res := Run(t, Config{
+		PFs: []PF{{Family: "c62x", ACS: true}}, IOMMU: true,
+		Modules: []string{"vfio_iommu_type1", "qat_c62x"},
+		Script: functions + `
+			enable
+			v=$(vfs | head -1)
+			try() {
+				modprobe $1
+				echo vfio-pci >/sys/bus/pci/devices/$v/driver_override
+				err=$( (echo $v >/sys/bus/pci/drivers/vfio-pci/bind) 2>&1 ) && echo "$1: ok" || echo "$1: ${err##*: }"
+			}
+			try vfio-pci
+			echo >/sys/bus/pci/devices/$v/driver_override # or it is bound at once
+			rmmod vfio-pci
+			try 'vfio-pci disable_denylist=1'
+			[ ! -d $pf/qat ]`,
+	})
+	expect(t, res, "vfio-pci: Invalid argument", "vfio-pci disable_denylist=1: ok")
 }
 
 func TestWithoutACSADeviceAndItsVirtualFunctionsShareAGroup(t *testing.T) {
+	t.Parallel()
 	res := Run(t, Config{
 		PFs: []PF{{Family: "4xxx"}, {Family: "420xx", ACS: true, NUMA: 1}}, IOMMU: true,
 		Modules: []string{"vfio-pci", "vfio_iommu_type1", "qat_4xxx", "qat_420xx"},
@@ -80,6 +83,7 @@ func TestWithoutACSADeviceAndItsVirtualFunctionsShareAGroup(t *testing.T) {
 }
 
 func TestAVirtualFunctionOfEveryFamilyWorks(t *testing.T) {
+	t.Parallel()
 	cfg := Config{
 		IOMMU: true,
 		Modules: []string{"vfio-pci disable_denylist=1", "vfio_iommu_type1", "pci-pf-stub",
@@ -109,6 +113,7 @@ func TestAVirtualFunctionOfEveryFamilyWorks(t *testing.T) {
 }
 
 func TestTheDriverStandInBehavesAsTheRealOne(t *testing.T) {
+	t.Parallel()
 	res := Run(t, Config{
 		PFs: []PF{{Family: "4xxx", ACS: true}, {Family: "402xx", ACS: true}}, IOMMU: true,
 		Modules: []string{"vfio-pci", "qat_4xxx"},
@@ -156,6 +161,7 @@ func TestTheDriverStandInBehavesAsTheRealOne(t *testing.T) {
 }
 
 func TestWithoutIOMMUThereAreNoVirtualFunctions(t *testing.T) {
+	t.Parallel()
 	res := Run(t, Config{
 		PFs: []PF{{Family: "4xxx", ACS: true}}, Nested: true,
 		Modules: []string{"vfio-pci", "qat_4xxx"},
@@ -171,7 +177,9 @@ func TestWithoutIOMMUThereAreNoVirtualFunctions(t *testing.T) {
 }
 
 func TestTheGuestsEndIsTold(t *testing.T) {
+	t.Parallel()
 	t.Run("exit status", func(t *testing.T) {
+		t.Parallel()
 		res, err := Boot(t.Context(), Config{Script: "echo before; exit 7; echo after"})
 		if err != nil {
 			t.Fatal(err)
@@ -181,6 +189,7 @@ func TestTheGuestsEndIsTold(t *testing.T) {
 		}
 	})
 	t.Run("panic", func(t *testing.T) {
+		t.Parallel()
 		res, err := Boot(t.Context(), Config{Script: "echo before; echo c >/proc/sysrq-trigger; sleep 100"})
 		if !errors.Is(err, errWentDown) || !strings.Contains(err.Error(), "Kernel panic") {
 			t.Errorf("error %v, expected %q with the kernel's panic", err, errWentDown)
@@ -190,6 +199,7 @@ func TestTheGuestsEndIsTold(t *testing.T) {
 		}
 	})
 	t.Run("timeout", func(t *testing.T) {
+		t.Parallel()
 		start := time.Now()
 		_, err := Boot(t.Context(), Config{Run: []string{"sleep", "1000"}, Timeout: 5 * time.Second})
 		if !errors.Is(err, context.DeadlineExceeded) {
@@ -200,6 +210,7 @@ func TestTheGuestsEndIsTold(t *testing.T) {
 		}
 	})
 	t.Run("no such module", func(t *testing.T) {
+		t.Parallel()
 		if _, err := Boot(t.Context(), Config{Run: []string{"true"}, Modules: []string{"nonesuch"}}); err == nil {
 			t.Error("a module that does not exist was taken")
 		}

@@ -12,6 +12,7 @@ import (
 // a VF over CRI, and its container uses that VF through VFIO and no other, as an
 // ordinary user with the memory limit that it needs.
 func TestAPodUsesTheVFThatItGotAndNoOther(t *testing.T) {
+	t.Parallel()
 	root, err := moduleRoot()
 	if err != nil {
 		t.Fatal(err)

@@ -37,6 +37,7 @@ func provisioning(t *testing.T, pfs ...PF) Config {
 }
 
 func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
+	t.Parallel()
 	cfg := provisioning(t, PF{Family: "4xxx", ACS: true}, PF{Family: "c62x", ACS: true}, PF{Family: "420xx", ACS: true}, PF{Family: "c3xxx", ACS: true})
 	cfg.Script += `
 		code --dry-run; restored
@@ -73,6 +74,7 @@ func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
 
 // A run is killed by itself at places that its build for tests names.
 func TestAProvisioningThatIsKilledIsCompletedAndUndone(t *testing.T) {
+	t.Parallel()
 	cfg := provisioning(t, PF{Family: "c62x", ACS: true})
 	program, err := buildOnce(t.Context(), "./cmd/kata-qat", ".faults", "build", "-tags", lean+",faults")
 	if err != nil {
@@ -112,7 +114,9 @@ func TestAProvisioningThatIsKilledIsCompletedAndUndone(t *testing.T) {
 }
 
 func TestWhatCannotBeProvisionedIsRefusedBeforeAnythingIsChanged(t *testing.T) {
+	t.Parallel()
 	t.Run("a port without ACS", func(t *testing.T) {
+		t.Parallel()
 		cfg := provisioning(t, PF{Family: "4xxx"}, PF{Family: "420xx", ACS: true})
 		cfg.Script += `
 			provision; restored
@@ -127,16 +131,29 @@ func TestWhatCannotBeProvisionedIsRefusedBeforeAnythingIsChanged(t *testing.T) {
 			t.Error("sysfs is not as it was before")
 		}
 	})
-	t.Run("no IOMMU", func(t *testing.T) {
+	// As with Secure Boot the kernel takes only modules that are signed, which the
+	// stand-ins are not.
+	t.Run("no IOMMU, and a kernel in lockdown", func(t *testing.T) {
+		t.Parallel()
 		cfg := provisioning(t, PF{Family: "4xxx", ACS: true})
-		cfg.IOMMU = false
-		cfg.Script += "provision; restored"
+		cfg.IOMMU, cfg.Modules, cfg.Cmdline = false, nil, "lockdown=integrity"
+		cfg.Script += `
+			mount -t securityfs securityfs /sys/kernel/security
+			modprobe qat_4xxx 2>/dev/null && echo taken || echo "not taken: unsigned module"
+			modprobe vfio-pci && echo vfio-pci is signed && modprobe -r vfio-pci vfio_iommu_type1
+			kata-qat provision host --dry-run 2>&1 | grep '/sys/kernel/security/lockdown is none \[integrity\] confidentiality' || true
+			provision; restored`
 		res := Run(t, cfg)
 		if count(res, "IOMMU: the firmware offers none: /sys/firmware/acpi/tables has neither DMAR nor IVRS") == 0 || count(res, "same: ") != 1 {
 			t.Error("expected a refusal that says that the firmware offers no IOMMU, and no change")
 		}
+		if count(res, "note: lockdown: ") == 0 {
+			t.Error("nothing is said of the lockdown")
+		}
+		expect(t, res, "not taken: unsigned module", "vfio-pci is signed")
 	})
 	t.Run("another run at the same time", func(t *testing.T) {
+		t.Parallel()
 		cfg := provisioning(t, PF{Family: "4xxx", ACS: true})
 		cfg.Script += `
 			kata-qat provision host >/dev/null 2>&1 & other=$!
@@ -152,6 +169,7 @@ func TestWhatCannotBeProvisionedIsRefusedBeforeAnythingIsChanged(t *testing.T) {
 }
 
 func TestVFsThatAreThereGoBackToTheirDriver(t *testing.T) {
+	t.Parallel()
 	cfg := provisioning(t, PF{Family: "4xxx", ACS: true})
 	cfg.Modules = []string{"qat_4xxx", "qat_4xxxvf"}
 	cfg.Script = "echo 16 >/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs; echo 0000:01:00.3 >/sys/bus/pci/drivers/4xxxvf/unbind\n" + cfg.Script + `
