@@ -25,7 +25,7 @@ INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noe
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
 TAGS    := bed lab kernel kube
-MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen
+MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen test/tools/promcheck
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 
 TOOLS   := build/tools
@@ -100,6 +100,8 @@ test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, Q
 unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 	@echo "==> unit tests"
 	@$(INMEM) $(TEST) ./...
+	@echo "==> dashboard and alerts, by Prometheus' and Grafana's libraries"
+	@cd test/tools/promcheck && $(GO) test -count 1 ./...
 
 # -p 1: two beds at once would measure and wait for each other.
 .PHONY: bed

@@ -231,3 +231,41 @@ func BenchmarkScrape1024VFs(b *testing.B) {
 		}
 	}
 }
+
+// Every metric and every reason stands in the documentation, and nothing else.
+func TestWhatIsExportedIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden, err := os.ReadFile("testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := func(text []byte, pattern string) map[string]bool {
+		found := make(map[string]bool)
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
+			found[string(m[1])] = true
+		}
+		return found
+	}
+	reasons := make(map[string]bool)
+	for _, r := range refusal.Reasons {
+		reasons[string(r)] = true
+	}
+	for what, c := range map[string]struct{ have, documented map[string]bool }{
+		"metric": {rows(golden, `(?m)^# TYPE (\S+)`), rows(doc, "(?m)^\\| `(kata_qat_\\w+)` \\|")},
+		"reason": {reasons, rows(doc, "(?m)^\\| `(\\w+)` \\| `QAT")},
+	} {
+		for name := range c.have {
+			if !c.documented[name] {
+				t.Errorf("docs/observability.md has no %s %s", what, name)
+			}
+		}
+		for name := range c.documented {
+			if !c.have[name] {
+				t.Errorf("docs/observability.md has %s %s, which is not there", what, name)
+			}
+		}
+	}
+}
