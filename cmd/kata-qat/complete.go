@@ -114,9 +114,14 @@ func flagNames(flags []cli.Flag) []string {
 // safeWord is what may be handed to a shell, whatever it does with it.
 var safeWord = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
 
-// podsAndContainers suggests what dump takes. Without containerd it suggests
-// nothing, quickly and quietly.
-func podsAndContainers(c *cli.Context) []string {
+// podsAndContainers suggests what dump takes.
+func podsAndContainers(c *cli.Context) []string { return runningNames(c, true) }
+
+// pods suggests what verify takes.
+func pods(c *cli.Context) []string { return runningNames(c, false) }
+
+// runningNames asks containerd. Without it there are none, quickly and quietly.
+func runningNames(c *cli.Context, ids bool) []string {
 	ctx, cancel := context.WithTimeout(c.Context, completionTimeout)
 	defer cancel()
 	client, err := nodeOf(c).Client()
@@ -141,8 +146,10 @@ func podsAndContainers(c *cli.Context) []string {
 	for _, ctr := range cs {
 		add(ctr.PodName())
 	}
-	for _, ctr := range cs {
-		add(ctr.ShortID())
+	if ids {
+		for _, ctr := range cs {
+			add(ctr.ShortID())
+		}
 	}
 	return all
 }

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/devices"
@@ -40,14 +38,7 @@ func watchView(w io.Writer, format output.Format) (inventory.View, error) {
 	case format != output.Table:
 		return nil, errors.New("--watch: expected -o table, or -o json for a line of JSON for each change")
 	case output.Terminal(w):
-		height := func() int {
-			size, err := unix.IoctlGetWinsize(int(w.(*os.File).Fd()), unix.TIOCGWINSZ)
-			if err != nil {
-				return 0
-			}
-			return int(size.Row)
-		}
-		return inventory.Screen{W: w, Colours: output.ColoursFor(w), Height: height, Now: time.Now}, nil
+		return inventory.Screen{Screen: output.ScreenOf(w), Now: time.Now}, nil
 	}
 	return inventory.Lines{W: w}, nil
 }

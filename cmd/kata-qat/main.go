@@ -102,6 +102,7 @@ Examples:
    kata-qat devices                      what QAT devices are there, and who holds them
    kata-qat dump default/qat-app --diff  what was injected into the containers of a pod
    kata-qat dump --all                   all containers of this node
+   kata-qat verify default/qat-app       does the pod use the hardware?
    kata-qat COMMAND --help               more about a command
 
 Global options may stand before or after the command.
@@ -119,6 +120,8 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 		Commands: []*cli.Command{
 			dumpCommand(),
 			devicesCommand(),
+			countersCommand(),
+			verifyCommand(),
 			doctorCommand(),
 			kernelConfigCommand(),
 			nriPluginCommand(),

@@ -87,6 +87,19 @@ func TestCommandLines(t *testing.T) {
 		{"devices --host-root " + root, 0, "PF 0000:6b:00.0", "kata-qat: not all holders are known: read the spec of container a99b00000000"},
 		{"devices --host-root " + root + " --ready -o json", 0, `"0000:6b:00.1"`, "not all holders"},
 		{"devices --host-root " + bare, 1, "", "discover QAT devices"},
+		{"counters --host-root " + root, 0, "0000:6b:00.0   4xxx     up      healthy   0", ""},
+		{"counters --host-root " + root + " --engines -o json", 0, `"engine": 7`, ""},
+		{"counters --host-root " + bare, 1, "", "discover QAT devices"},
+		{"counters extra", 2, "", `counters takes no argument, got "extra"`},
+		{"counters --watch --interval 1ms", 2, "", "--interval 1ms: expected at least 100ms"},
+		{"counters --watch -o yaml", 2, "", "--watch: expected -o table, or -o json"},
+		{"verify", 2, "", "expected one pod as namespace/pod"},
+		{"verify qat-app", 2, "", "expected one pod as namespace/pod"},
+		{"verify default/a default/b", 2, "", "expected one pod as namespace/pod"},
+		{"verify default/a --for 0s", 2, "", "--for 0s: expected at least 100ms"},
+		{"verify --host-root " + root + " default/qat-app --for 100ms", 1, "hardware in use: no (PF 0000:6b:00.0 got no request in 100ms)", "not all holders are known: read the spec of container a99b00000000"},
+		{"verify --host-root " + root + " default/other", 1, "hardware in use: no (the pod holds no QAT VF of this node)", "not all holders are known"},
+		{"verify --host-root " + bare + " default/qat-app", 1, "", "discover QAT devices"},
 		{"devices --config /nonexistent.toml", 1, "", "/nonexistent.toml"},
 	} {
 		code, stdout, stderr := kataQAT(t, strings.Fields(c.args)...)
@@ -180,6 +193,8 @@ func TestCompletion(t *testing.T) {
 		{[]string{"--host-root", root, "dump", "--diff", "a99a"}, "a99a00000000"},
 		{[]string{"dump", "--host-root", root, "default/"}, "default/qat-app"},
 		{[]string{"dump", "--host-root", "/nonexistent", ""}, ""},
+		{[]string{"verify", "--host-root", root, ""}, "default/qat-app"},
+		{[]string{"counters", "--eng"}, "--engines"},
 		{[]string{"version", ""}, ""},
 	} {
 		if got := completed(t, c.args...); got != c.want {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/kata-qat/kata-qat/internal/output"
@@ -79,45 +78,16 @@ func (l JSONLines) Show(before, after *Report) error {
 
 // Screen shows the newest report, and only it, on a terminal.
 type Screen struct {
-	W       io.Writer
-	Colours output.Colours
-	Height  func() int // of the terminal, in lines; 0 if that is not known
-	Now     func() time.Time
+	output.Screen
+	Now func() time.Time
 }
-
-// The terminal is cleared as a whole the first time, and after that from the top
-// down as it is written over, so that nothing flickers. A line that is too long
-// is cut off meanwhile, or the count of lines would be wrong (ECMA-48: CUP, ED, EL;
-// DECAWM).
-const (
-	noWrap    = "\x1b[?7l"
-	wrap      = "\x1b[?7h"
-	clearAll  = "\x1b[2J"
-	home      = "\x1b[H"
-	clearLine = "\x1b[K"
-	clearRest = "\x1b[J"
-)
 
 // Show draws the report.
 func (s Screen) Show(before, after *Report) error {
-	var table, b bytes.Buffer
+	var table bytes.Buffer
 	if err := Write(&table, output.Table, after, s.Colours); err != nil {
 		return err
 	}
-	lines := strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n")
-	// Two lines are for the foot, and one for the cursor.
-	if most := s.Height() - 3; most > 0 && len(lines) > most {
-		lines = append(lines[:most-1], fmt.Sprintf("  … %d more lines: the terminal is too small", len(lines)-most+1))
-	}
-	if before == nil {
-		b.WriteString(clearAll)
-	}
-	b.WriteString(noWrap + home)
 	foot := fmt.Sprintf("as of %s; this changes when the devices do; ^C ends it", s.Now().Format(time.TimeOnly))
-	for _, line := range append(lines, "", s.Colours.Bold(foot)) {
-		b.WriteString(line + clearLine + "\n")
-	}
-	b.WriteString(clearRest + wrap)
-	_, err := s.W.Write(b.Bytes())
-	return err
+	return s.Draw(table.String(), foot, before == nil)
 }

@@ -4,15 +4,19 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kata-qat/kata-qat/internal/qat"
+	"github.com/kata-qat/kata-qat/internal/qat/qattest"
 	"github.com/kata-qat/kata-qat/test/bed"
 	"github.com/kata-qat/kata-qat/test/simnode"
 )
@@ -139,4 +143,56 @@ func TestReadinessFollowsTheRuntime(t *testing.T) {
 			t.Fatalf("/readyz with a runtime: %d %s", code, body)
 		}
 	}
+}
+
+// verify runs kata-qat verify of a pod while its PF gets requests, and returns
+// the exit code and what it said.
+func verify(t *testing.T, n *simnode.Node, pod string, busy qat.Address) (code int, said string) {
+	t.Helper()
+	cmd := n.CLI("verify", pod, "--for", "500ms")
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		for i := uint64(1); ctx.Err() == nil; i++ {
+			if err := n.Tree.SetCounters(busy, qattest.Counter{Requests: i, Responses: i}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	out, err := cmd.CombinedOutput()
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+func TestVerifyTellsWhetherAPodsHardwareWorks(t *testing.T) {
+	n := startNode(t)
+	startDaemon(t, n)
+	const crypto, compression = "0000:6b:00.0", "0000:e8:00.0"
+	pod := runPod(t, n, asking("cy=2"))
+	runContainer(t, pod, bed.ContainerSpec{})
+	name := "default/" + pod.Spec.Name
+	check := func(what string, busy qat.Address, code int, parts ...string) {
+		t.Helper()
+		got, said := verify(t, n, name, busy)
+		if got != code {
+			t.Errorf("%s: exit %d, expected %d", what, got, code)
+		}
+		mustContain(t, what, said, parts...)
+	}
+	check("its PF is busy", crypto, 0, "hardware in use: yes (PF "+crypto+": +")
+	check("another PF is busy", compression, 1, "hardware in use: no (PF "+crypto+" got no request in ")
+	other := runPod(t, n, asking("cy=1"))
+	runContainer(t, other, bed.ContainerSpec{})
+	check("its PF is another pod's, too", crypto, 3, "hardware in use: perhaps (PF "+crypto, "shared with default/"+other.Spec.Name)
+	remove(t, other)
+	check("it has the PF alone again", crypto, 0, "hardware in use: yes")
 }
