@@ -41,7 +41,7 @@ func Write(w io.Writer, f output.Format, s *Sample, engines bool, colours output
 		return err
 	}
 	for _, p := range s.PFs {
-		if p.Health == qat.HealthDead {
+		if p.Health == qat.HealthDead && p.State != qat.StateDown { // what is down has no heartbeat
 			fmt.Fprintln(out, colours.Red(output.Text(fmt.Sprintf("  ! %s does not answer its heartbeat: see dmesg, then write down and up to /sys/bus/pci/devices/%[1]s/qat/state, or reset it", p.Address))))
 		}
 		if p.Problem != "" {
