@@ -50,6 +50,8 @@ var flagValues = map[string][]string{
 	"output":    names(output.Formats),
 	"source":    names(dump.Sources),
 	"log-level": {"error", "warn", "info", "debug"},
+
+	"topology output": {svg, string(output.JSON), string(output.YAML)}, // of one command
 }
 
 func names[T ~string](values []T) []string {
@@ -79,7 +81,11 @@ func suggestions(c *cli.Context, w words, arguments func(*cli.Context) []string)
 		name := strings.TrimLeft(w.previous, "-")
 		for _, f := range flags {
 			if slices.Contains(f.Names(), name) && takesValue([]cli.Flag{f})[name] {
-				return flagValues[f.Names()[0]]
+				name := f.Names()[0]
+				if own, ok := flagValues[c.Command.Name+" "+name]; ok {
+					return own
+				}
+				return flagValues[name]
 			}
 		}
 	}

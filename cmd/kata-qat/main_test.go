@@ -100,6 +100,10 @@ func TestCommandLines(t *testing.T) {
 		{"verify --host-root " + root + " default/qat-app --for 100ms", 1, "hardware in use: no (PF 0000:6b:00.0 got no request in 100ms)", "not all holders are known: read the spec of container a99b00000000"},
 		{"verify --host-root " + root + " default/other", 1, "hardware in use: no (the pod holds no QAT VF of this node)", "not all holders are known"},
 		{"verify --host-root " + bare + " default/qat-app", 1, "", "discover QAT devices"},
+		{"topology --host-root " + root, 0, "</svg>", "not all holders are known"},
+		{"topology --host-root " + root + " -o json", 0, `"name": "default/qat-app"`, "not all holders are known"},
+		{"topology --host-root " + bare, 1, "", "discover QAT devices"},
+		{"topology -o table", 2, "", `output format "table": expected svg, json or yaml`},
 		{"devices --config /nonexistent.toml", 1, "", "/nonexistent.toml"},
 	} {
 		code, stdout, stderr := kataQAT(t, strings.Fields(c.args)...)
@@ -195,6 +199,7 @@ func TestCompletion(t *testing.T) {
 		{[]string{"dump", "--host-root", "/nonexistent", ""}, ""},
 		{[]string{"verify", "--host-root", root, ""}, "default/qat-app"},
 		{[]string{"counters", "--eng"}, "--engines"},
+		{[]string{"topology", "-o", ""}, "svg json yaml"},
 		{[]string{"version", ""}, ""},
 	} {
 		if got := completed(t, c.args...); got != c.want {

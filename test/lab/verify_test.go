@@ -29,7 +29,7 @@ func TestVerifyTellsAPodsWorkFromItsNeighbours(t *testing.T) {
 			check() {
 				touch /tmp/busy
 				while [ -e /tmp/busy ]; do [ -z "$2" ] || vfiotest $2 >/dev/null || echo "vfiotest failed"; sleep 0.05; done &
-				code=0; said=$(kata-qat verify default/ingress --for 2s) || code=$?
+				code=0; said=$(kata-qat verify default/ingress --for 3s) || code=$?
 				rm /tmp/busy; wait $!
 				echo "$1: exit $code: $(echo "$said" | head -1)"
 			}
