@@ -110,8 +110,8 @@ Global options may stand before or after the command.
 Exit codes: 0 all went well; 1 it failed, or a part of it did: the reason is on
 stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "host-root", Value: "/", Usage: "root `DIR` of the host: everything of the machine is read and written below it"},
-			&cli.StringFlag{Name: "config", Value: config.Path, Usage: "configuration `FILE`; the default is below --host-root and need not exist"},
+			&cli.StringFlag{Name: "host-root", Value: "/", Usage: "root `DIR` of the host: everything of the machine is read and written below it", EnvVars: []string{"KATA_QAT_HOST_ROOT"}},
+			&cli.StringFlag{Name: "config", Value: config.Path, Usage: "configuration `FILE`; the default is below --host-root and need not exist", EnvVars: []string{"KATA_QAT_CONFIG"}},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "`LEVEL` of what is logged to stderr: error, warn, info, debug"},
 			&cli.StringFlag{Name: "containerd", Value: defaults.DefaultAddress, Usage: "containerd's `SOCKET`, below --host-root"},
 			&cli.StringFlag{Name: "containerd-namespace", Value: "k8s.io", Usage: "containerd's own `NAMESPACE` of the pods"},

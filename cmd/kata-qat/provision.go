@@ -9,16 +9,35 @@ import (
 
 	"github.com/kata-qat/kata-qat/internal/config"
 	"github.com/kata-qat/kata-qat/internal/lazyregexp"
+	"github.com/kata-qat/kata-qat/internal/qat"
 	hostsetup "github.com/kata-qat/kata-qat/provision/host"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
 func provisionCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "provision",
-		Usage:       "make a machine ready, or put it back as it was",
+		Name:  "provision",
+		Usage: "make a machine ready, or put it back as it was",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "if-devices", Usage: "on a machine without QAT devices do nothing, and succeed"},
+		},
+		Before:      unlessBare,
 		Subcommands: []*cli.Command{provisionHostCommand(), provisionGuestCommand(), provisionRuntimeCommand(), provisionNodeCommand(), provisionClusterCommand()},
 	}
+}
+
+// unlessBare ends the command where there is nothing to provision, if it may: a
+// DaemonSet comes to every node of a cluster.
+func unlessBare(c *cli.Context) error {
+	if !c.Bool("if-devices") {
+		return nil
+	}
+	inv, err := qat.Discover(c.String("host-root"))
+	if err != nil || len(inv.PFs) > 0 || len(inv.Orphans) > 0 {
+		return err
+	}
+	fmt.Fprintln(c.App.Writer, "Nothing to do: this machine has no QAT device.")
+	return cli.Exit("", exitOK)
 }
 
 func provisionHostCommand() *cli.Command {

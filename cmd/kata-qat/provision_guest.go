@@ -15,6 +15,7 @@ import (
 	"github.com/kata-qat/kata-qat/internal/output"
 	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/provision/guest"
+	"github.com/kata-qat/kata-qat/provision/node"
 )
 
 func provisionGuestCommand() *cli.Command {
@@ -39,7 +40,7 @@ Examples:
 Exit codes: 0 all is as it should be; 1 it failed; 2 with --dry-run: something
 would be made.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "base", Usage: "Kata's initrd or raw disk image, a `FILE`"},
+			&cli.StringFlag{Name: "base", Usage: "Kata's initrd or raw disk image, a `FILE` (default: that of the installation)"},
 			&cli.StringFlag{Name: "base-verity", Usage: "dm-verity's `PARAMETERS` of the base, as kernel_verity_params of Kata's configuration has them (default: of the file root_hash*.txt beside it that fits)"},
 			&cli.StringFlag{Name: "kernel", Usage: "installed `KERNEL`: its release, or a directory with it (default: the one that runs)"},
 			&cli.StringFlag{Name: "kernel-source", Usage: "build the kernel from this tree or archive, a `DIR|TARBALL`"},
@@ -93,6 +94,11 @@ func provisionGuest(c *cli.Context) error {
 			return writeGuest(out, format, nil, "There is no guest in "+o.Out+" any more.\n")
 		}
 		return writeGuest(out, format, m, "The guest in "+o.Out+" is the one before: "+m.Summary()+".\n")
+	}
+	if o.Base == "" {
+		if o.Base, err = node.KatasRoot(o.Root); err != nil {
+			return err
+		}
 	}
 	if len(o.Families) == 0 {
 		inv, err := qat.Discover(c.String("host-root"))

@@ -44,6 +44,7 @@ would be changed.`,
 			&cli.StringFlag{Name: "guest", Usage: "`DIR` of the machine with a guest that provision guest made, or \"kata\" for Kata's own (default: the profile's)"},
 			&cli.StringFlag{Name: "containerd-of", Usage: "`WHO` runs containerd: containerd, k3s or rke2 (default: find out)"},
 			&cli.StringFlag{Name: "containerd-config", Usage: "containerd's configuration, a `FILE` of the machine, if it is not at its usual place"},
+			&cli.StringFlag{Name: "programs", Usage: "install our programs from this `DIR`, as a container has them, first"},
 			&cli.BoolFlag{Name: "not-required", Usage: "let containers be created while our NRI plugin is not there"},
 			&cli.BoolFlag{Name: "replace", Usage: "replace what somebody else wrote for the same handler; --undo brings it back"},
 			&cli.BoolFlag{Name: "no-restart", Usage: "do not restart containerd, as in an image that is being built"},
@@ -62,6 +63,7 @@ func provisionRuntime(c *cli.Context) error {
 	o := runtimesetup.Options{
 		Root: c.String("host-root"), Config: run.config, Handlers: c.StringSlice("handler"), Kata: runtimesetup.Language(c.String("kata")),
 		Base: c.String("base"), Guest: c.String("guest"), Flavour: c.String("containerd-of"), ContainerdConfig: c.String("containerd-config"),
+		Programs:    c.String("programs"),
 		NotRequired: c.Bool("not-required"), Replace: c.Bool("replace"), NoRestart: c.Bool("no-restart"), HealthTimeout: c.Duration("timeout"),
 	}
 	if c.IsSet("containerd") {

@@ -32,7 +32,9 @@ func NewRunner(root string) *Runner {
 	path := []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 	return &Runner{
 		Root: root, Path: path, NoChroot: filepath.Clean(root) == "/",
-		Env: []string{"PATH=" + strings.Join(path, ":"), "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"},
+		// systemctl does nothing where it believes to be in a chroot (systemd,
+		// docs/ENVIRONMENT.md); there it talks to the machine's own systemd.
+		Env: []string{"PATH=" + strings.Join(path, ":"), "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_IGNORE_CHROOT=1"},
 	}
 }
 

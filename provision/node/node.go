@@ -132,7 +132,7 @@ func (o Options) guestSteps() []*guest.Step {
 		g.Families, noFamilies = familiesOf(o.Root)
 	}
 	if g.Base == "" {
-		g.Base, noBase = katasRoot(o.Root)
+		g.Base, noBase = KatasRoot(o.Root)
 	}
 	return o.stepsOf(g, errors.Join(noFamilies, noBase))
 }
@@ -180,7 +180,9 @@ var katasRoots = []string{
 	"/var/cache/kata-containers/kata-containers-initrd.img", "/var/cache/kata-containers/kata-containers.img",
 }
 
-func katasRoot(root string) (string, error) {
+// KatasRoot returns the initrd, or else the image, of the Kata that is installed
+// below root.
+func KatasRoot(root string) (string, error) {
 	for _, file := range katasRoots {
 		if _, err := os.Stat(filepath.Join(root, file)); err == nil {
 			return filepath.Join(root, file), nil

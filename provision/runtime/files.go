@@ -25,7 +25,8 @@ const (
 type file struct {
 	name    string
 	content string
-	target  string // of a link
+	target  string      // of a link
+	mode    fs.FileMode // 0 for 0644, or that of the file that is there
 	gone    bool
 	why     string
 }
@@ -56,7 +57,7 @@ func (s state) digest() string {
 }
 
 func (f file) state() state {
-	return state{Absent: f.gone, Content: []byte(f.content), Target: f.target}
+	return state{Absent: f.gone, Mode: f.mode, Content: []byte(f.content), Target: f.target}
 }
 
 // place is where an entry of a directory is for this process: links above it are

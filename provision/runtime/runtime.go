@@ -51,6 +51,9 @@ type Options struct {
 	// ContainerdConfig and Socket are containerd's, if they are not where they
 	// are on all such machines.
 	ContainerdConfig, Socket string
+	// Programs is a directory of this process, as an image has it, with our
+	// programs, which are installed on the machine first; "" where they are there.
+	Programs string
 	// NotRequired lets containers be created while our NRI plugin is not there.
 	NotRequired bool
 	// Replace overwrites what somebody else has written for the same handler.
@@ -131,7 +134,11 @@ func Steps(o Options) ([]plan.Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []plan.Step{&kataStep{m}, &kataConfig{m}, &shimStep{m}, &containerdStep{machine: m}}, nil
+	steps := []plan.Step{&kataStep{m}, &kataConfig{m}, &shimStep{m}, &containerdStep{machine: m}}
+	if o.Programs != "" {
+		steps = append([]plan.Step{&programsStep{m}}, steps...)
+	}
+	return steps, nil
 }
 
 // machine is what the steps see of the machine.

@@ -28,7 +28,7 @@ func (m *machine) shimPath(h handler) string {
 // shimFiles are our shim under the name of each handler, and its configuration.
 func (m *machine) shimFiles(ctx context.Context) ([]file, error) {
 	program := filepath.Join(m.paths.Shims, shimProgram)
-	if err := m.executable(program); err != nil {
+	if err := m.executable(program); err != nil && m.Programs == "" {
 		err = fmt.Errorf("our shim: %w: install it (scripts/bootstrap-node.sh)", err)
 		if !m.exists(program) {
 			err = plan.Absent(err)
