@@ -32,6 +32,7 @@ Examples:
    kata-qat --host-root /host nri-plugin --nri-socket /host/var/run/nri/nri.sock`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "nri-socket", Usage: "the runtime's NRI `SOCKET`, as this process sees it; the default is nri.socket of the configuration"},
+			&cli.BoolFlag{Name: "standby", Usage: "while another daemon serves this node, wait, and take its place when it ends"},
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: text or json"},
 		},
 		Action: func(c *cli.Context) error {
@@ -50,7 +51,7 @@ Examples:
 			defer done.Close()
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			return node.Run(ctx, node.Options{Config: cfg, Root: c.String("host-root"), Log: log})
+			return node.Run(ctx, node.Options{Config: cfg, Root: c.String("host-root"), Standby: c.Bool("standby"), Log: log})
 		},
 	}
 }

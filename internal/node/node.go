@@ -31,7 +31,10 @@ import (
 type Options struct {
 	Config *config.Config
 	Root   string // the host's root directory
-	Log    *logrus.Logger
+	// Standby has Run wait while another daemon serves; without it that is an
+	// error.
+	Standby bool
+	Log     *logrus.Logger
 }
 
 // Run serves until the context ends. It returns nil on a clean end, and an
@@ -40,6 +43,14 @@ func Run(ctx context.Context, o Options) error {
 	log := logrus.NewEntry(o.Log)
 	if err := checkStandalone(o); err != nil {
 		return err
+	}
+	if o.Standby {
+		if err := standBy(ctx, o.Config.RunDir, log); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil // told to stop
+		}
 	}
 	monitor, err := newMonitor(o, log)
 	if err != nil {

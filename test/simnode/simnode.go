@@ -208,9 +208,10 @@ func (n *Node) StartDaemon(ctx context.Context) (*Daemon, error) {
 	return d, nil
 }
 
-// LaunchDaemon starts the daemon and does not wait for anything.
-func (n *Node) LaunchDaemon() (*Daemon, error) {
-	d := &Daemon{cmd: n.CLI("nri-plugin"), log: newJournal(), done: make(chan struct{})}
+// LaunchDaemon starts the daemon, with further flags, and does not wait for
+// anything.
+func (n *Node) LaunchDaemon(flags ...string) (*Daemon, error) {
+	d := &Daemon{cmd: n.CLI(append([]string{"nri-plugin"}, flags...)...), log: newJournal(), done: make(chan struct{})}
 	d.cmd.Stderr = d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
