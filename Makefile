@@ -85,12 +85,22 @@ $(TOOLS)/kubernetes/.stamp: test/tools/kubernetes/go.mod test/tools/kubernetes/g
 	@mv $(@D)/server $(@D)/etcd
 	@touch $@
 
+.PHONY: helm-tools
+helm-tools: $(TOOLS)/helm/.stamp ## build the pinned Helm
+
+$(TOOLS)/helm/.stamp: test/tools/helm/go.mod test/tools/helm/go.sum
+	@echo "==> build Helm into $(TOOLS)/helm: three minutes the first time"
+	@mkdir -p $(@D)
+	@cd test/tools/helm && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$(@D)/ tool
+	@touch $@
+
 .PHONY: test
 test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, QEMU lab, kernel trees
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory bed
+	@$(MAKE) --no-print-directory cluster-test
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
 	@$(MAKE) --no-print-directory kernel-test
@@ -108,6 +118,11 @@ unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 bed: build tools ## run the tests that start a real containerd (root)
 	@echo "==> containerd bed tests"
 	@$(TEST) -tags bed -count 1 -p 1 -timeout $(BEDTIME) ./test/...
+
+.PHONY: cluster-test
+cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it to a real API server
+	@echo "==> chart and cluster tests"
+	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./provision/cluster ./deploy/...
 
 .PHONY: e2e
 e2e: build tools kube-tools ## run the tests in a real Kubernetes cluster of one node (root)
@@ -152,8 +167,9 @@ lint: ## gofmt, go vet, staticcheck and shellcheck
 	@shellcheck $(SCRIPTS)
 
 .PHONY: generate
-generate: ## generate the API's code from its .proto file, with pinned generators
+generate: helm-tools ## generate the API's code, the chart's schema, its table in docs, and the manifests
 	@cd test/tools/protogen && $(GO) run . -root ../../.. internal/api/v1/node.proto
+	@$(GO) run ./deploy/helm/generate
 
 .PHONY: clean
 clean: ## remove what was built

@@ -129,6 +129,7 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 			provisionCommand(),
 			completionCommand(),
 			versionCommand(),
+			waitCommand(),
 		},
 		Before: func(c *cli.Context) error {
 			level, err := logrus.ParseLevel(c.String("log-level"))

@@ -190,14 +190,20 @@ func (s *Server) Config(user string) *rest.Config {
 // Kubeconfig writes a kubeconfig of a user and returns its path.
 func (s *Server) Kubeconfig(t testing.TB, user string) string {
 	t.Helper()
+	return s.KubeconfigOf(t, user, user+"-token")
+}
+
+// KubeconfigOf writes a kubeconfig of whoever has a token.
+func (s *Server) KubeconfigOf(t testing.TB, user, token string) string {
+	t.Helper()
 	file := s.path("kubeconfig." + user)
 	content := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: test, cluster: {server: %q, certificate-authority: %q}}]
-users: [{name: %[3]s, user: {token: %[3]s-token}}]
+users: [{name: %[3]s, user: {token: %[4]s}}]
 contexts: [{name: test, context: {cluster: test, user: %[3]s}}]
 current-context: test
-`, s.URL, s.path("apiserver.crt"), user)
+`, s.URL, s.path("apiserver.crt"), user, token)
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +222,23 @@ func (s *Server) Kubectl(t testing.TB, user, stdin string, args ...string) (stri
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// Eventually tries until there is no error, for what the server does when it
+// comes to it.
+func Eventually(t testing.TB, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(startTimeout)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %v", startTimeout, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // freeAddress is one of loopback that nobody listens on.
