@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -41,8 +43,13 @@ func newObservers(o Options, s *service, monitor *devices.Monitor, alloc *alloca
 		m.Events = obs.events.Outcomes
 	}
 	obs.metrics = metrics.New(m)
-	obs.server, err = obs.metrics.Listen(o.Config.Metrics.Listen, s.unready)
-	return obs, err
+	// The daemon whose place this one takes gives up its socket before its port.
+	for deadline := time.Now().Add(patience); ; time.Sleep(handover) {
+		obs.server, err = obs.metrics.Listen(o.Config.Metrics.Listen, s.unready)
+		if !o.Standby || !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return obs, err
+		}
+	}
 }
 
 // run serves what was made until the context ends.

@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/kata-qat/kata-qat/internal/api"
 )
+
+// handover is how often a port is tried that the other daemon is about to give up.
+const handover = 10 * time.Millisecond
 
 // standBy returns when no other daemon of the node serves, or the context ends. During an update of a
 // DaemonSet the new daemon waits so for the end of the old one, which it takes

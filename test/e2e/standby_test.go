@@ -3,15 +3,35 @@
 package e2e
 
 import (
+	"net"
+	"net/http"
 	"testing"
 	"time"
 
 	"github.com/kata-qat/kata-qat/test/bed"
+	"github.com/kata-qat/kata-qat/test/simnode"
 )
 
 // As during a rolling update of the DaemonSet.
 func TestNewDaemonStandsByAndTakesTheOldOnesPlace(t *testing.T) {
-	n := startNode(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	n := startNode(t, func(o *simnode.Options) { o.Config = map[string]any{"metrics": map[string]any{"listen": address}} })
+	ready := func() {
+		t.Helper()
+		answer, err := http.Get("http://" + address + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("/readyz: %s", answer.Status)
+		}
+	}
 	first := startDaemon(t, n)
 	second, err := n.LaunchDaemon("--standby")
 	if err != nil {
@@ -26,6 +46,7 @@ func TestNewDaemonStandsByAndTakesTheOldOnesPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	runPod(t, n, asking("cy=1")) // the first serves as before
+	ready()
 	start := time.Now()
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
@@ -35,6 +56,7 @@ func TestNewDaemonStandsByAndTakesTheOldOnesPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("the first ended in %v, the second served %v after that was asked for", ended, time.Since(start))
+	ready()
 	p := runPod(t, n, asking("cy=1"))
 	c, err := p.RunContainer(t.Context(), bed.ContainerSpec{})
 	if err != nil {

@@ -38,6 +38,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "cdi" (dict "dir" .Values.host.cdi)
   "kubelet" (dict "pod_resources" (printf "%s/pod-resources/kubelet.sock" .Values.host.kubelet))
   "device_plugin" (dict "enable" .Values.devicePlugin.enabled "policy" .Values.devicePlugin.policy "dir" (printf "%s/device-plugins" .Values.host.kubelet))
+  "metrics" (dict "listen" (ternary (printf (ternary "[%s]:%v" "%s:%v" (contains ":" .Values.metrics.host)) .Values.metrics.host .Values.metrics.port) "" .Values.metrics.enabled))
+  "events" (dict "kubernetes" .Values.events.enabled)
   "provision" (dict "boot_unit" false)
 }}
 {{- mustMergeOverwrite $config (deepCopy .Values.config) | toYaml }}
@@ -199,4 +201,12 @@ securityContext:
 helm.sh/hook: {{ index . 0 }}
 helm.sh/hook-weight: {{ index . 1 | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
+{{/* The daemon's own answer, at an address of the node. */}}
+{{- define "kata-qat.probe" -}}
+httpGet:
+  path: {{ . | first }}
+  port: {{ last .  }}
+  host: {{ index . 1 | replace "0.0.0.0" "127.0.0.1" | quote }}
 {{- end }}
