@@ -223,20 +223,29 @@ func labelNode(ctx context.Context, c *cli.Context, client *cluster.Client) (*pl
 // nodeLabels are the labels that the node is to have now; when it is to have
 // none, the reason.
 func nodeLabels(c *cli.Context) (labels map[string]string, reason string, _ error) {
-	var failing []string
-	for _, r := range examine(c).Checks {
-		if r.State == doctor.Fail {
-			failing = append(failing, r.Check)
-		}
-	}
-	if len(failing) > 0 {
-		return nil, "no label while doctor finds fault with " + strings.Join(failing, ", ") + ": see kata-qat doctor", nil
+	if reason := unfit(examine(c)); reason != "" {
+		return nil, reason, nil
 	}
 	inv, err := qat.Discover(c.String("host-root"))
 	if err != nil {
 		return nil, "", err
 	}
 	return cluster.Labels(inv), "", nil
+}
+
+// unfit says why pods had better not come to a node, "" if they may. What could
+// merely be better is no reason.
+func unfit(r *doctor.Report) string {
+	var failing []string
+	for _, c := range r.Checks {
+		if c.State == doctor.Fail {
+			failing = append(failing, c.Check)
+		}
+	}
+	if len(failing) == 0 {
+		return ""
+	}
+	return "no label while doctor finds fault with " + strings.Join(failing, ", ") + ": see kata-qat doctor"
 }
 
 func nodeName(c *cli.Context) (string, error) {
