@@ -23,6 +23,13 @@ var heavy = map[string]string{
 	"google.golang.org/grpc/internal/binarylog":     "comes with grpc",
 	"google.golang.org/protobuf/types/descriptorpb": "comes with containerd's API",
 	"k8s.io/cri-api/pkg/apis/runtime/v1":            "whether containerd took a new runtime",
+
+	"k8s.io/apimachinery/pkg/api/meta":             "comes with client-go",
+	"k8s.io/apimachinery/pkg/api/validate/content": "comes with client-go",
+	"k8s.io/apimachinery/pkg/apis/meta/v1":         "objects of the API server",
+	"k8s.io/apimachinery/pkg/util/validation":      "comes with client-go",
+	"k8s.io/client-go/dynamic":                     "provision cluster: a client for all kinds instead of one for each",
+	"k8s.io/client-go/plugin/pkg/client/auth/exec": "kubeconfigs whose credentials a program gives",
 }
 
 var initialised = regexp.MustCompile(`(?m)^init (\S+) @.*, (\d+) bytes, \d+ allocs$`)
