@@ -23,6 +23,8 @@ type ledger struct {
 	byVF map[qat.Address]*holder // what is in here is held, the rest is free
 	most int                     // VFs that a pod may hold
 	now  func() time.Time
+	// stopped is Options.Stopped, nil when nobody knows.
+	stopped func(sandboxID string) bool
 }
 
 // holder is a pod and what it holds.
@@ -31,9 +33,10 @@ type holder struct {
 	held []Held // every VF of the pod, in the order in which it came to it
 	// shares say which of them each container has, in the order in which the
 	// containers came to have any.
-	shares []share
-	query  *query    // to kubelet; nil when it was not asked
-	lapses time.Time // for a pod that has yet to be seen running; zero once it was
+	shares   []share
+	query    *query    // to kubelet; nil when it was not asked
+	lapses   time.Time // for a pod that has yet to be seen running; zero once it was
+	restored bool      // nobody may tell that it has stopped: see Options.Stopped
 }
 
 // share is what a pod keeps for one of its containers, by name: a container
@@ -54,8 +57,8 @@ type claim struct {
 	aside     bool   // only set them aside
 }
 
-func newLedger(most int, now func() time.Time) *ledger {
-	return &ledger{pods: make(map[string]*holder), byVF: make(map[qat.Address]*holder), most: most, now: now}
+func newLedger(most int, now func() time.Time, stopped func(string) bool) *ledger {
+	return &ledger{pods: make(map[string]*holder), byVF: make(map[qat.Address]*holder), most: most, now: now, stopped: stopped}
 }
 
 // open finds the pod, or takes it in as one that has yet to be seen running.
@@ -72,6 +75,12 @@ func (l *ledger) open(pod Pod) *holder {
 	h = &holder{pod: pod, lapses: l.now().Add(bootTime)}
 	l.pods[pod.ID] = h
 	return h
+}
+
+// gone tells that a pod has ended unheard. It is asked only of a pod that stands
+// in another's way, or for people.
+func (l *ledger) gone(h *holder) bool {
+	return h.lapsed(l.now()) || h.restored && l.stopped != nil && l.stopped(h.pod.ID)
 }
 
 func (h *holder) lapsed(now time.Time) bool { return !h.lapses.IsZero() && now.After(h.lapses) }
@@ -175,7 +184,7 @@ func (l *ledger) other(o, asks *holder) bool {
 	if o == nil || o == asks {
 		return false
 	}
-	if !o.lapses.IsZero() && o.lapsed(l.now()) {
+	if l.gone(o) {
 		l.drop(o)
 		return false
 	}
@@ -261,6 +270,10 @@ func (h *holder) assignment(s *share) Assignment {
 func (l *ledger) assignments() []Assignment {
 	all := []Assignment{}
 	for _, h := range l.pods {
+		if l.gone(h) {
+			l.drop(h)
+			continue
+		}
 		for i := range h.shares {
 			all = append(all, h.assignment(&h.shares[i]))
 		}

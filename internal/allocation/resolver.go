@@ -34,6 +34,13 @@ type Options struct {
 	Standalone bool
 	// MaxVFsPerPod bounds what one pod may hold. 0 means MaxVFsPerPod.
 	MaxVFsPerPod int
+	// Stopped tells that a sandbox which Restore was told of has stopped. Of
+	// such a sandbox it may be that nobody says so: a containerd that was
+	// started anew sends plugins no event of the end of older sandboxes
+	// (2.4, internal/nri, syncPlugin notes the state of containers only). nil
+	// when there is no other way to know. It is called with a lock held and
+	// must not wait.
+	Stopped func(sandboxID string) bool
 }
 
 // Resolver tells which VFs a container holds and keeps the record of it. It is
@@ -61,7 +68,7 @@ func NewResolver(o Options) (*Resolver, error) {
 	r := &Resolver{
 		domain:     cmp.Or(o.Domain, qat.ResourceDomain),
 		standalone: o.Standalone,
-		ledger:     newLedger(cmp.Or(o.MaxVFsPerPod, MaxVFsPerPod), time.Now),
+		ledger:     newLedger(cmp.Or(o.MaxVFsPerPod, MaxVFsPerPod), time.Now, o.Stopped),
 	}
 	if o.KubeletSocket != "" {
 		var err error

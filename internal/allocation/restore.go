@@ -13,9 +13,9 @@ import (
 // what living pods have set aside and in which order they got it, and pods that
 // are still booting. The error names what does not fit together.
 func (l *ledger) restored(pods []Pod, containers []PodContainer, held func([]SpecDevice) []Held) (*ledger, error) {
-	fresh := newLedger(l.most, l.now)
+	fresh := newLedger(l.most, l.now, l.stopped)
 	for _, pod := range pods {
-		h := &holder{pod: pod}
+		h := &holder{pod: pod, restored: true}
 		if o := l.pods[pod.ID]; o != nil {
 			h.held, h.shares, h.query = o.held, o.shares, o.query
 		}

@@ -273,3 +273,31 @@ func (w *world) once(all []Assignment) {
 		}
 	}
 }
+
+// A containerd that was started anew tells nobody that an older sandbox ends.
+func TestARestoredPodThatEndedUnheardHoldsNothing(t *testing.T) {
+	table := machine(t, crypto("0000:6b:00.0", 1))
+	stopped := map[string]bool{}
+	asked := 0
+	r := resolver(t, Options{Stopped: func(id string) bool { asked++; return stopped[id] }}, table)
+	old, next := pod("old"), pod("next")
+	if err := r.Restore([]Pod{old}, []PodContainer{{old.ID, container(old, "app").with(table, "0000:6b:00.1")}}); err != nil {
+		t.Fatal(err)
+	}
+	wants := container(next, "app").with(table, "0000:6b:00.1")
+	if _, err := r.Assign(background, next, wants); err == nil {
+		t.Error("a VF of a pod that lives was given to another")
+	}
+	stopped[old.ID] = true
+	expect(t, assign(t, r, next, wants), SourceSpec, "cy=0000:6b:00.1#0")
+	if all := r.Assignments(); len(all) != 1 || all[0].Pod.Name != next.Name {
+		t.Errorf("assignments: %v", all)
+	}
+
+	// Of a pod that began while we listened we hear the end, too.
+	stopped[next.ID] = true
+	asked = 0
+	if _, err := r.Assign(background, pod("third"), container(pod("third"), "app").with(table, "0000:6b:00.1")); err == nil || asked > 0 {
+		t.Errorf("error %v, %d questions whether it has stopped", err, asked)
+	}
+}

@@ -237,7 +237,14 @@ func newMonitor(o Options, log *logrus.Entry) (*devices.Monitor, error) {
 }
 
 func newResolver(o Options, log *logrus.Entry) (*allocation.Resolver, error) {
-	a := allocation.Options{Standalone: o.Config.Standalone, Domain: o.Config.Kubelet.Domain}
+	bundles := containers.NewBundles(o.Root, o.Config.Containerd.State, o.Config.Containerd.Namespace)
+	a := allocation.Options{
+		Standalone: o.Config.Standalone, Domain: o.Config.Kubelet.Domain,
+		Stopped: func(id string) bool {
+			running, known := bundles.Running(id)
+			return known && !running
+		},
+	}
 	if o.Config.Standalone || o.Config.Kubelet.PodResources == "" {
 		log.Info("kubelet is not asked who holds what")
 	} else {
