@@ -67,14 +67,34 @@ const (
 )
 
 // PrepareSandbox asks the daemon at the socket, and waits no longer than limit
-// in all. The error says what to do.
+// in all: a daemon that is just being started again is waited for, because the
+// pod would have to wait longer for kubelet's next try. The error says what to do.
 func PrepareSandbox(socket string, limit time.Duration, s Sandbox) (*Edits, error) {
-	c, err := dial(socket, limit)
+	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
+		edits, err := ask(socket, limit, deadline, s)
+		if away := (*awayError)(nil); !errors.As(err, &away) || time.Until(deadline) <= pause {
+			return edits, err
+		}
+	}
+}
+
+// pause is between two attempts to reach a daemon.
+const pause = 20 * time.Millisecond
+
+// awayError says that no daemon is there, or no longer. The daemon takes a
+// request that it has had already as the same.
+type awayError struct{ err error }
+
+func (e *awayError) Error() string { return e.err.Error() }
+func (e *awayError) Unwrap() error { return e.err }
+
+func ask(socket string, limit time.Duration, deadline time.Time, s Sandbox) (*Edits, error) {
+	c, err := dial(socket, limit, deadline)
 	if err != nil {
 		return nil, err
 	}
 	defer c.close()
-	if err := c.send(envelope(s.encode(), limit)); err != nil {
+	if err := c.send(envelope(s.encode(), time.Until(deadline))); err != nil {
 		return nil, c.explain(err)
 	}
 	payload, err := c.answer()
@@ -92,19 +112,24 @@ type conn struct {
 	deadline time.Time
 }
 
-func dial(socket string, limit time.Duration) (*conn, error) {
+func dial(socket string, limit time.Duration, deadline time.Time) (*conn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
 	}
-	c := &conn{fd: fd, socket: socket, limit: limit, deadline: time.Now().Add(limit)}
+	c := &conn{fd: fd, socket: socket, limit: limit, deadline: deadline}
 	err = c.within(unix.SO_SNDTIMEO)
 	if err == nil {
 		err = retry(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: socket}) })
 	}
 	if err != nil {
 		c.close()
-		return nil, fmt.Errorf("reach the node daemon at %s: %w: is kata-qat nri-plugin running (systemctl status kata-qat)?", socket, err)
+		away := errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)
+		err = fmt.Errorf("reach the node daemon at %s: %w: is kata-qat nri-plugin running (systemctl status kata-qat)?", socket, err)
+		if away {
+			err = &awayError{err}
+		}
+		return nil, err
 	}
 	return c, nil
 }
@@ -190,7 +215,7 @@ func (c *conn) explain(err error) error {
 	case errors.Is(err, unix.EAGAIN):
 		return fmt.Errorf("the node daemon at %s did not answer within %s: see its log (journalctl -u kata-qat)", c.socket, c.limit)
 	case errors.Is(err, errClosed) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET):
-		return fmt.Errorf("the node daemon at %s closed the connection: it serves root only, and may be restarting; see its log (journalctl -u kata-qat)", c.socket)
+		return &awayError{fmt.Errorf("the node daemon at %s closed the connection: it serves root only, and may be restarting; see its log (journalctl -u kata-qat)", c.socket)}
 	}
 	return fmt.Errorf("talk to the node daemon at %s: %w", c.socket, err)
 }
