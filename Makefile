@@ -127,7 +127,7 @@ cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it t
 .PHONY: e2e
 e2e: build tools kube-tools ## run the tests in a real Kubernetes cluster of one node (root)
 	@echo "==> Kubernetes tests"
-	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/bed/kube
+	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/bed/kube ./test/e2e/kube
 
 .PHONY: lab-setup
 lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 MB)

@@ -102,11 +102,23 @@ func initialize() (int, error) {
 		case err != nil:
 			return 0, fmt.Errorf("wait for the program in the bed: %w", err)
 		case pid == child && status.Signaled():
-			return 128 + int(status.Signal()), nil
+			return 128 + int(status.Signal()), keepLogs()
 		case pid == child:
-			return status.ExitStatus(), nil
+			return status.ExitStatus(), keepLogs()
 		}
 	}
+}
+
+// LogsEnv names a directory in which the logs of the bed's services are kept,
+// for who looks for the cause of something. It must not be there yet.
+const LogsEnv = "KATA_QAT_KUBE_LOGS"
+
+func keepLogs() error {
+	dir := os.Getenv(LogsEnv)
+	if dir == "" {
+		return nil
+	}
+	return os.CopyFS(dir, os.DirFS(logDir))
 }
 
 // Inside tells whether the process runs in the namespaces that Main makes.

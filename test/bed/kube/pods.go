@@ -182,10 +182,11 @@ func OCISpec(id string) (*specs.Spec, error) {
 // SandboxOf is the id of the sandbox that a container's spec names.
 func SandboxOf(spec *specs.Spec) string { return spec.Annotations["io.kubernetes.cri.sandbox-id"] }
 
-// Living are the specs of all containers and sandboxes that live on the node, by
-// id.
+// Living are the specs of all containers and sandboxes of which runc knows on the
+// node, by id. A bundle alone may outlive its container: containerd keeps that of
+// a sandbox that it was killed beside until kubelet removes the sandbox.
 func Living() (map[string]*specs.Spec, error) {
-	entries, err := os.ReadDir(Bundles)
+	entries, err := os.ReadDir(filepath.Join(runcRoot, "k8s.io"))
 	if err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
@@ -193,7 +194,7 @@ func Living() (map[string]*specs.Spec, error) {
 	for _, e := range entries {
 		spec, err := OCISpec(e.Name())
 		if os.IsNotExist(err) {
-			continue // it is just coming, or going
+			continue // it is just going
 		}
 		if err != nil {
 			return nil, err
