@@ -1,0 +1,104 @@
+//go:build bed
+
+// Package examples tests the reference set-ups of deploy/examples with what can be
+// had of the real things: HAProxy, nginx and OpenSSL of Debian, in pods of a real
+// containerd, with kata-qat's daemon and shim. Only the devices are simulated, and
+// QAT_Engine's modules are stand-ins without algorithms.
+package examples
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const networkEnv = "KATA_QAT_EXAMPLES_NETWORK"
+
+// The tests run in a network of their own: the pods of a bed have the host's, and
+// the set-ups their fixed ports.
+func TestMain(m *testing.M) {
+	if os.Getenv(networkEnv) != "" {
+		if err := loopbackUp(); err != nil {
+			fmt.Fprintln(os.Stderr, "switch the loopback interface on:", err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), networkEnv+"=own")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run the tests in a network namespace (they need root):", err)
+		os.Exit(1)
+	}
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
+}
+
+// moduleRoot is the directory of go.mod.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// debian is the root with Debian's programs, made by setup.sh from these sources.
+func debian(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(moduleRoot(t), "build", "examples")
+	if d := os.Getenv("KATA_QAT_EXAMPLES_DIR"); d != "" {
+		dir = d
+	}
+	sum := sha256.New()
+	for _, name := range []string{"setup.sh", "standin/qatengine.c", "standin/qatprovider.c"} {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum.Write(b)
+	}
+	built, err := os.ReadFile(filepath.Join(dir, "built"))
+	if want := hex.EncodeToString(sum.Sum(nil)); err != nil || strings.TrimSpace(string(built)) != want {
+		t.Fatalf("%s was not made by this setup.sh: run test/examples/setup.sh", dir)
+	}
+	return dir
+}
+
+// program is a command that runs a program of debian, with its own libraries.
+func program(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	root := filepath.Join(debian(t), "root")
+	all := append([]string{"--library-path", root + "/usr/lib/x86_64-linux-gnu", filepath.Join(root, "usr", name)}, args...)
+	cmd := exec.Command(root+"/lib64/ld-linux-x86-64.so.2", all...)
+	cmd.Env = append(os.Environ(), "OPENSSL_CONF=/dev/null")
+	return cmd
+}
