@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"testing"
 	"time"
 
@@ -145,15 +144,6 @@ func eventually(t testing.TB, what string, done func() bool) {
 		case <-tick.C:
 		case <-ctx.Done():
 			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
-func mustContain(t testing.TB, what, text string, parts ...string) {
-	t.Helper()
-	for _, p := range parts {
-		if !strings.Contains(text, p) {
-			t.Errorf("%s: no %q in\n%s", what, p, text)
 		}
 	}
 }
