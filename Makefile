@@ -115,7 +115,7 @@ unit: ## run the unit tests with the race detector; fuzz tests run their seeds
 
 # -p 1: two beds at once would measure and wait for each other.
 .PHONY: bed
-bed: build tools ## run the tests that start a real containerd (root)
+bed: build tools kube-tools examples-setup ## run the tests that start a real containerd (root)
 	@echo "==> containerd bed tests"
 	@$(TEST) -tags bed -count 1 -p 1 -timeout $(BEDTIME) ./test/...
 
@@ -124,10 +124,14 @@ cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it t
 	@echo "==> chart and cluster tests"
 	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./provision/cluster ./deploy/...
 
+.PHONY: examples-setup
+examples-setup: ## unpack HAProxy and nginx of Debian for the tests of deploy/examples
+	@test/examples/setup.sh
+
 .PHONY: e2e
-e2e: build tools kube-tools ## run the tests in a real Kubernetes cluster of one node (root)
+e2e: build tools kube-tools examples-setup ## run the tests in a real Kubernetes cluster of one node (root)
 	@echo "==> Kubernetes tests"
-	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/bed/kube ./test/e2e/kube
+	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/...
 
 .PHONY: lab-setup
 lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 MB)
