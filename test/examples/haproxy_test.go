@@ -22,8 +22,8 @@ import (
 func serve(t *testing.T, n *simnode.Node, overlay string, env map[string]string) *pod {
 	t.Helper()
 	all := render(t, "haproxy/"+overlay)
-	start(t, n, all, "web", nil)
-	p := start(t, n, all, "haproxy", env)
+	start(t, n, all, "Deployment", "web", nil)
+	p := start(t, n, all, "Deployment", "haproxy", env)
 	eventually(t, "HAProxy answers: "+p.log("haproxy"), func() bool {
 		r, err := http.Get("http://127.0.0.1:8080/healthz")
 		if err != nil {
@@ -152,7 +152,7 @@ func TestHAProxyWithTwoVFs(t *testing.T) {
 func TestHAProxyEndsWhenQATIsRequired(t *testing.T) {
 	n := startNode(t)
 	all := render(t, "haproxy/qat")
-	p := start(t, n, all, "haproxy", map[string]string{"QAT_TLS": "required"})
+	p := start(t, n, all, "Deployment", "haproxy", map[string]string{"QAT_TLS": "required"})
 	if code := exitCode(t, p.containers["haproxy"]); code != 1 {
 		t.Errorf("it ended with %d, expected 1", code)
 	}

@@ -41,7 +41,7 @@ func startNode(t *testing.T) *simnode.Node {
 		}
 	})
 	var layout bytes.Buffer
-	if _, err := ociimage.Write(&layout, standIns(t, "registry.example/haproxy-qat:3.0.23", "docker.io/library/haproxy:3.0.23", "docker.io/library/nginx:1.28")...); err != nil {
+	if _, err := ociimage.Write(&layout, standIns(t, "registry.example/haproxy-qat:3.0.23", "registry.example/dpdk-qat:22.11", "docker.io/library/haproxy:3.0.23", "docker.io/library/nginx:1.28")...); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.ImportImages(t.Context(), &layout); err != nil {

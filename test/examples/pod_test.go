@@ -28,7 +28,7 @@ func find(t testing.TB, all []manifest, kind, name string) manifest {
 	return manifest{}
 }
 
-// pod is a running pod of a Deployment, as kubelet would have made it.
+// pod is a running pod, as kubelet would have made it.
 type pod struct {
 	*bed.Pod
 	t          testing.TB
@@ -50,12 +50,12 @@ func (p *pod) log(container string) string {
 	return string(b)
 }
 
-// start runs the pod of a Deployment: init containers one after the other, then all
-// containers. A request for VFs becomes the annotation that asks for them on a node
-// without a kubelet; env is laid over every container's own.
-func start(t testing.TB, n *simnode.Node, all []manifest, deployment string, env map[string]string) *pod {
+// start runs the pod of a Deployment or Job: init containers one after the other,
+// then all containers. A request for VFs becomes the annotation that asks for them on
+// a node without a kubelet; env is laid over every container's own.
+func start(t testing.TB, n *simnode.Node, all []manifest, kind, name string, env map[string]string) *pod {
 	t.Helper()
-	spec := find(t, all, "Deployment", deployment).Spec.Template.Spec
+	spec := find(t, all, kind, name).Spec.Template.Spec
 	p := &pod{t: t, dir: t.TempDir(), containers: map[string]*bed.Container{}}
 	for _, v := range spec.Volumes {
 		makeVolume(t, filepath.Join(p.dir, v.Name), v, all)
@@ -64,7 +64,7 @@ func start(t testing.TB, n *simnode.Node, all []manifest, deployment string, env
 	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost web\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	asked := bed.PodSpec{Name: deployment, Handler: cmp.Or(spec.RuntimeClassName, "runc"), HostNetwork: true, Annotations: map[string]string{}}
+	asked := bed.PodSpec{Name: name, Handler: cmp.Or(spec.RuntimeClassName, "runc"), HostNetwork: true, Annotations: map[string]string{}}
 	for _, c := range spec.Containers {
 		for resource, count := range c.Resources.Limits {
 			if service, ok := strings.CutPrefix(resource, "qat.intel.com/"); ok {

@@ -15,6 +15,6 @@ if [ $# -eq 0 ]; then
 fi
 # One core for the control thread, one for the work. No huge pages: a Kata VM has
 # none by default, and behind an IOMMU the device needs none.
-exec dpdk-test-crypto-perf -l 0-1 --no-huge -m 256 --in-memory --no-telemetry --iova-mode va "$@" -- \
+exec dpdk-test-crypto-perf -l 0-1 --no-huge --no-shconf -m 256 --no-telemetry --iova-mode va "$@" -- \
   --devtype "$type" --ptest throughput --optype cipher-only --cipher-algo aes-cbc --cipher-op encrypt \
   --cipher-key-sz 16 --cipher-iv-sz 16 --total-ops "${TOTAL_OPS:-10000000}" --burst-sz 32 --buffer-sz 64,1024,4096
