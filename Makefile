@@ -25,7 +25,7 @@ INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noe
 
 # Tests with a tag need root and a bed: TAGS are all there are, for lint.
 TAGS    := bed lab kernel kube
-MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen test/tools/promcheck
+MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen test/tools/promcheck test/tools/envoycheck
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 
 TOOLS   := build/tools
@@ -125,8 +125,13 @@ cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it t
 	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./provision/cluster ./deploy/...
 
 .PHONY: examples-setup
-examples-setup: ## unpack HAProxy and nginx of Debian for the tests of deploy/examples
+examples-setup: $(TOOLS)/envoycheck ## unpack HAProxy, nginx and DPDK of Debian for the tests of deploy/examples
 	@test/examples/setup.sh
+
+$(TOOLS)/envoycheck: $(wildcard test/tools/envoycheck/*)
+	@echo "==> build the check of Envoy's configuration into $(TOOLS): a minute the first time"
+	@mkdir -p $(@D)
+	@cd test/tools/envoycheck && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$@ .
 
 .PHONY: e2e
 e2e: build tools kube-tools examples-setup ## run the tests in a real Kubernetes cluster of one node (root)

@@ -5,6 +5,7 @@ package examples
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -173,5 +174,33 @@ func TestTheUserWritesTwentyLines(t *testing.T) {
 	}
 	if shown == 0 {
 		t.Error("nowhere")
+	}
+}
+
+// Envoy has no package; its API definitions say what it takes.
+func TestEnvoyTakesItsConfiguration(t *testing.T) {
+	check := filepath.Join(moduleRoot(t), "build", "tools", "envoycheck")
+	if _, err := os.Stat(check); err != nil {
+		t.Fatalf("%v: run make examples-setup", err)
+	}
+	for overlay, provider := range map[string]bool{"software": false, "qat": true} {
+		dir := t.TempDir()
+		for _, m := range render(t, "envoy/"+overlay) {
+			for name, text := range m.Data {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if out, err := exec.Command(check, filepath.Join(dir, "envoy.yaml"), filepath.Join(dir, "sds.yaml")).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", overlay, err, out)
+		}
+		sds, err := os.ReadFile(filepath.Join(dir, "sds.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(sds), "provider_name: qat") && strings.Contains(string(sds), "fallback: true"); got != provider {
+			t.Errorf("%s: has the provider with a fallback: %t", overlay, got)
+		}
 	}
 }
