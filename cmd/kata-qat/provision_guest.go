@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -62,7 +63,18 @@ would be made.`,
 	}
 }
 
+// limitMemory has the collector clean up before a lot has gathered: a window of zstd
+// is up to 128 MiB, and one more is made while the last still lies around. All that
+// is needed at once is less than this.
+func limitMemory() {
+	const most = 128 << 20
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(most)
+	}
+}
+
 func provisionGuest(c *cli.Context) error {
+	limitMemory()
 	if err := noArguments(c); err != nil {
 		return err
 	}

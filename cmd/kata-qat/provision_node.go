@@ -49,6 +49,7 @@ first; 3 the machine must be rebooted to go on.`,
 }
 
 func provisionNode(c *cli.Context) error {
+	limitMemory()
 	run, err := parseRun(c)
 	if err != nil {
 		return err
