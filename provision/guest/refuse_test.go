@@ -87,8 +87,12 @@ func TestBadInputIsRefusedAndTheGuestThatIsThereStays(t *testing.T) {
 				m.o.Profile, m.o.DriverArchive, m.o.DriverSHA256 = edits.ProfileGuestKernel, m.o.Base, strings.Repeat("0", 64)
 			}, "expected 00000000",
 		},
-		"two sources":           {func(m *machine) { m.o.Kernel, m.o.Source = "x", "y" }, "both an installed kernel and"},
-		"source that is none":   {func(m *machine) { m.o.Source = m.root }, "is no kernel tree"},
+		"two sources":         {func(m *machine) { m.o.Kernel, m.o.Source = "x", "y" }, "both an installed kernel and"},
+		"source that is none": {func(m *machine) { m.o.Source = m.root }, "is no kernel tree"},
+		"source that climbs out": {func(m *machine) {
+			m.o.Source = filepath.Join(m.root, "linux.tar")
+			m.must(exec.Command("tar", "-C", m.root, "-cPf", m.o.Source, "--transform", "s,^initrd,../../evil,", "initrd").Run())
+		}, "../../evil"},
 		"option for a module":   {func(m *machine) { m.o.Modules = []string{"a b"} }, "expected a module's name"},
 		"a kernel without Kata": {func(m *machine) { m.write("lib/modules/"+kmodtest.Release+"/modules.builtin", nil) }, "has no virtio_pci"},
 	} {
