@@ -149,7 +149,7 @@ func bootGuest(t *testing.T, dir string, m *guest.Manifest, family string) *Resu
 	}
 	res, err := l.run(t.Context(), qemuArgs(cfg, filepath.Join(dir, m.Kernel.File), filepath.Join(dir, m.Root.File)), nil)
 	if res != nil {
-		t.Logf("guest: booted in %.1f s, off after %.1f s\n%s", res.Boot.Seconds(), res.Total.Seconds(), strings.Join(res.Output, "\n"))
+		t.Log(res.summary())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -84,6 +84,7 @@ type Result struct {
 
 	Boot  time.Duration // until the command could run, on the guest's clock
 	Total time.Duration // until the guest was off, on ours
+	CPU   time.Duration // that QEMU used: on a busy machine, what Total could be
 }
 
 // Boot starts a guest, waits for the command in it, and returns what it
@@ -122,7 +123,7 @@ func Run(tb testing.TB, cfg Config) *Result {
 	tb.Helper()
 	res, err := Boot(tb.Context(), cfg)
 	if res != nil {
-		tb.Logf("guest: booted in %.1f s, off after %.1f s\n%s", res.Boot.Seconds(), res.Total.Seconds(), strings.Join(res.Output, "\n"))
+		tb.Log(res.summary())
 	}
 	if err != nil {
 		tb.Fatal(err)
@@ -131,6 +132,12 @@ func Run(tb testing.TB, cfg Config) *Result {
 		tb.Fatalf("the guest's command exited with %d, expected 0\nconsole:\n%s", res.ExitCode, tail(res.Console))
 	}
 	return res
+}
+
+// summary is how long a guest took, and its command's output.
+func (res *Result) summary() string {
+	return fmt.Sprintf("guest: booted in %.1f s, off after %.1f s, with %.1f s of CPU\n%s",
+		res.Boot.Seconds(), res.Total.Seconds(), res.CPU.Seconds(), strings.Join(res.Output, "\n"))
 }
 
 // complete fills in the defaults and refuses what cannot work.

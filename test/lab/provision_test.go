@@ -187,6 +187,7 @@ func TestVFsThatAreThereGoBackToTheirDriver(t *testing.T) {
 // room for noise.
 func TestProvisioningTakesLittleMoreThanTheKernelItself(t *testing.T) {
 	cfg := provisioning(t, PF{Family: "4xxx", ACS: true}, PF{Family: "4xxx", ACS: true}, PF{Family: "420xx", ACS: true}, PF{Family: "4xxx", ACS: true})
+	cfg.Cmdline = "iommu=pt" // as on a machine that was rebooted after it was provisioned
 	rounds := 1
 	if n, err := strconv.Atoi(os.Getenv("KATA_QAT_BENCH_ROUNDS")); err == nil {
 		rounds = n

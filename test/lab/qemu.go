@@ -120,6 +120,7 @@ func (l *lab) run(ctx context.Context, args []string, log io.Writer) (*Result, e
 	followErr := follow(rd, res, log)
 	qemuErr := <-ended
 	res.Total, res.Console = time.Since(start), console.String()
+	res.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	switch {
 	case followErr == nil:
 		return res, nil
