@@ -122,7 +122,7 @@ bed: build tools kube-tools examples-setup ## run the tests that start a real co
 .PHONY: cluster-test
 cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it to a real API server
 	@echo "==> chart and cluster tests"
-	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./provision/cluster ./deploy/...
+	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./internal/kubeevents ./provision/cluster ./deploy/...
 
 .PHONY: examples-setup
 examples-setup: $(TOOLS)/envoycheck ## unpack HAProxy, nginx and DPDK of Debian for the tests of deploy/examples

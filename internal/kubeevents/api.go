@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 
-	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -41,13 +40,13 @@ func (a *api) path(namespace string, name ...string) string {
 	return a.base.JoinPath(append([]string{"apis", "events.k8s.io", "v1", "namespaces", url.PathEscape(namespace), "events"}, name...)...).String()
 }
 
-func (a *api) create(ctx context.Context, e *eventsv1.Event) error {
-	_, err := a.send(ctx, http.MethodPost, a.path(e.Namespace), "application/json", e)
+func (a *api) create(ctx context.Context, e *event) error {
+	_, err := a.send(ctx, http.MethodPost, a.path(e.Metadata.Namespace), "application/json", e)
 	return err
 }
 
 // patch has an event count on; gone tells that there is none of that name.
-func (a *api) patch(ctx context.Context, namespace, name string, s eventsv1.EventSeries) (gone bool, err error) {
+func (a *api) patch(ctx context.Context, namespace, name string, s seriesOf) (gone bool, err error) {
 	code, err := a.send(ctx, http.MethodPatch, a.path(namespace, url.PathEscape(name)), "application/merge-patch+json", map[string]any{"series": s})
 	return code == http.StatusNotFound, err
 }

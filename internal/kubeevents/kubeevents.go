@@ -13,10 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
-	corev1 "k8s.io/api/core/v1"
-	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/kata-qat/kata-qat/internal/refusal"
@@ -167,7 +164,7 @@ func (r *Reporter) write(ctx context.Context, s *observed) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if s.name != "" {
-		gone, err := r.api.patch(ctx, s.Namespace, s.name, eventsv1.EventSeries{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)})
+		gone, err := r.api.patch(ctx, s.Namespace, s.name, seriesOf{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)})
 		if !gone {
 			return err
 		}
@@ -181,25 +178,25 @@ func (r *Reporter) write(ctx context.Context, s *observed) error {
 	return nil
 }
 
-func (r *Reporter) event(s *observed, name string) *eventsv1.Event {
-	e := &eventsv1.Event{
+func (r *Reporter) event(s *observed, name string) *event {
+	e := &event{
 		TypeMeta:            metav1.TypeMeta{APIVersion: "events.k8s.io/v1", Kind: "Event"},
-		ObjectMeta:          metav1.ObjectMeta{Name: name, Namespace: s.Namespace},
+		Metadata:            metadata{Name: name, Namespace: s.Namespace},
 		EventTime:           metav1.NewMicroTime(s.first),
 		ReportingController: Controller,
 		ReportingInstance:   r.instance,
 		Action:              "PrepareSandbox",
 		Reason:              reasons[s.Reason],
-		Regarding:           corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: s.Namespace, Name: s.Pod, UID: types.UID(s.UID)},
+		Regarding:           reference{APIVersion: "v1", Kind: "Pod", Namespace: s.Namespace, Name: s.Pod, UID: s.UID},
 		Note:                cut(s.Message, noteLength),
-		Type:                corev1.EventTypeWarning,
+		Type:                "Warning",
 	}
 	if s.Container != "" {
 		e.Action = "CreateContainer"
 		e.Regarding.FieldPath = fmt.Sprintf("spec.containers{%s}", s.Container)
 	}
 	if s.count > 1 {
-		e.Series = &eventsv1.EventSeries{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)}
+		e.Series = &seriesOf{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)}
 	}
 	return e
 }
