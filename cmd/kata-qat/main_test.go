@@ -104,6 +104,7 @@ func TestCommandLines(t *testing.T) {
 		{"topology --host-root " + root + " -o json", 0, `"name": "default/qat-app"`, "not all holders are known"},
 		{"topology --host-root " + bare, 1, "", "discover QAT devices"},
 		{"topology -o table", 2, "", `output format "table": expected svg, json or yaml`},
+		{"nri-plugin --metrics-listen localhost:1", 1, "", `metrics.listen "localhost:1": expected an IP address and a port`},
 		{"devices --config /nonexistent.toml", 1, "", "/nonexistent.toml"},
 	} {
 		code, stdout, stderr := kataQAT(t, strings.Fields(c.args)...)

@@ -33,6 +33,7 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "nri-socket", Usage: "the runtime's NRI `SOCKET`, as this process sees it; the default is nri.socket of the configuration"},
 			&cli.BoolFlag{Name: "standby", Usage: "while another daemon serves this node, wait, and take its place when it ends"},
+			&cli.StringFlag{Name: "metrics-listen", Usage: "`ADDRESS` to serve metrics at, for one that is another on each node; the default is metrics.listen of the configuration"},
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of the log: text or json"},
 		},
 		Action: func(c *cli.Context) error {
@@ -43,6 +44,12 @@ Examples:
 			}
 			if s := c.String("nri-socket"); s != "" {
 				cfg.NRI.Socket = s
+			}
+			if a := c.String("metrics-listen"); a != "" {
+				cfg.Metrics.Listen = a
+			}
+			if err := cfg.Metrics.Check(); err != nil {
+				return err
 			}
 			log, done, err := node.NewLogger(os.Stderr, c.String("log-level"), c.String("log-format"))
 			if err != nil {

@@ -118,6 +118,17 @@ type Metrics struct {
 	Listen string `toml:"listen"`
 }
 
+// Check refuses what is no address. A name is none: it could be another's tomorrow.
+func (m Metrics) Check() error {
+	if m.Listen == "" {
+		return nil
+	}
+	if a, err := netip.ParseAddrPort(m.Listen); err != nil || a.Port() == 0 {
+		return fmt.Errorf("metrics.listen %q: expected an IP address and a port, for example 127.0.0.1:9812", m.Listen)
+	}
+	return nil
+}
+
 // Events says where a person is told that a pod was refused its devices.
 type Events struct {
 	// Kubernetes makes an Event of the pod for it, with the service account
@@ -219,10 +230,8 @@ func (c *Config) check() error {
 	if err := c.Conf.Validate(); err != nil {
 		return err
 	}
-	if c.Metrics.Listen != "" {
-		if a, err := netip.ParseAddrPort(c.Metrics.Listen); err != nil || a.Port() == 0 {
-			return fmt.Errorf("metrics.listen %q: expected an IP address and a port, for example 127.0.0.1:9812", c.Metrics.Listen)
-		}
+	if err := c.Metrics.Check(); err != nil {
+		return err
 	}
 	return c.Provision.Check()
 }

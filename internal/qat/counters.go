@@ -42,7 +42,7 @@ func (c Counters) Responses() (n uint64) {
 
 // Why there are no counters.
 var (
-	ErrNoCounters = errors.New("no fw_counters in debugfs: expected debugfs on /sys/kernel/debug, and the driver of Linux 6.6 or later, or the vendor's")
+	ErrNoCounters = errors.New("no fw_counters in debugfs that this process can read: expected root, debugfs on /sys/kernel/debug, and the driver of Linux 6.6 or later, or the vendor's")
 	ErrDown       = errors.New("the device is down, expected up")
 )
 

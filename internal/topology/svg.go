@@ -148,8 +148,8 @@ func (d *drawing) pf(pf *PF, x, y int) {
 			dot = "unknown-dot"
 		}
 		fmt.Fprintf(&d.b, `<circle class="%s" cx="%d" cy="%d" r="4.5"/>`+"\n", dot, left+5, y+77)
-		d.text(left+16, y+81, word, join(pf.State, healthWord(pf.Health), "driver "+orNone(pf.Driver)))
-		d.text(left, y+97, "muted small", fmt.Sprintf("%d of %s", len(pf.VFs), plural(max(pf.TotalVFs, len(pf.VFs)), "VF")))
+		d.text(left+16, y+81, word, join(pf.State, healthWord(pf.Health)))
+		d.text(left, y+97, "muted small", fmt.Sprintf("%d of %s · driver %s", len(pf.VFs), plural(max(pf.TotalVFs, len(pf.VFs)), "VF"), orNone(pf.Driver)))
 	}
 	for i := range pf.VFs {
 		d.vf(pf, &pf.VFs[i], x+pad+labelW+i%perRow*(cellW+gap), y+pad+i/perRow*(cellH+gap))

@@ -149,7 +149,7 @@ func TestThePictureHasEverything(t *testing.T) {
 	}
 	for _, want := range []string{
 		"QAT topology of node-2", "4 PFs, 64 VFs: ", "Socket 0 · NUMA node 0", "Socket 1 · NUMA node 1",
-		"0000:6b:00.0", "4xxx · sym;asym", "qat.intel.com/cy", "up · healthy · driver 4xxx", "up · dead · driver 4xxx", "16 of 16 VFs",
+		"0000:6b:00.0", "4xxx · sym;asym", "qat.intel.com/cy", "up · healthy", "up · dead", "16 of 16 VFs · driver 4xxx",
 		"6b:00.1", "grp 100", "VF 0000:6b:00.1, driver vfio-pci\nIOMMU group 100, /dev/vfio/100\nheld by default/ingress-7c9f",
 		"ingress-7c9f", "4 VFs · NUMA nodes 0, 1 · haproxy", "default/backup-nightly-with-a-very-long-name-29…", "PF dead",
 		"on 4xxxvf", "no driver", "0000:70:00.1: its PF 0000:70:00.0 does not answer the heartbeat", "(and 15 more VFs)",
