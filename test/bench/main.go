@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/kata-qat/kata-qat/test/bed"
+	"github.com/kata-qat/kata-qat/test/bed/kube"
 	"github.com/kata-qat/kata-qat/test/simnode"
 )
 
 type options struct {
 	rounds, n int
+	pods      int
 	idle      time.Duration
 }
 
@@ -32,20 +34,25 @@ var benchmarks = []struct {
 	{"shim", benchShim},
 	{"pod", benchPod},
 	{"footprint", benchFootprint},
+	{"kube", benchKube},
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 8, "rounds of each paired measurement")
 	flag.IntVar(&o.n, "n", 100, "runs in a round")
+	flag.IntVar(&o.pods, "pods", 30, "pods of each kind in a cluster, a multiple of 5")
 	flag.DurationVar(&o.idle, "idle", 60*time.Second, "how long the idle daemon is watched")
-	only := flag.String("only", "", "run only this benchmark: create, shim, pod, footprint")
+	only := flag.String("only", "", "run only this benchmark: create, shim, pod, footprint, kube")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	found := false
 	for _, b := range benchmarks {
 		if *only != "" && *only != b.name {
+			continue
+		}
+		if kube.Entered() && b.name != "kube" { // the others are done
 			continue
 		}
 		found = true

@@ -61,14 +61,14 @@ func Machine() qattest.Node {
 	return n
 }
 
-// Start starts the cluster with Machine's devices. It works once, below Main.
-func Start(ctx context.Context) (*Cluster, error) {
+// Start starts the cluster with a machine's devices. It works once, below Main.
+func Start(ctx context.Context, machine qattest.Node) (*Cluster, error) {
 	programs, err := findPrograms()
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{Tree: qattest.Tree{Root: machineDir}, programs: programs}
-	if err := Machine().Write(machineDir); err != nil {
+	if err := machine.Write(machineDir); err != nil {
 		return nil, err
 	}
 	if err := installKata(); err != nil {

@@ -121,5 +121,9 @@ func keepLogs() error {
 	return os.CopyFS(dir, os.DirFS(logDir))
 }
 
+// Entered tells whether Main started this process, so that a program can leave
+// out what it has done already.
+func Entered() bool { return os.Getenv(stageEnv) != "" }
+
 // Inside tells whether the process runs in the namespaces that Main makes.
 func Inside() bool { return os.Getenv(stageEnv) == stageInside }

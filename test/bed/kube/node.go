@@ -173,6 +173,20 @@ func (b *Bed) NodeReady(ctx context.Context) error {
 	return err
 }
 
+// WaitAllocatable waits until the node offers so many of a resource.
+func (b *Bed) WaitAllocatable(ctx context.Context, name corev1.ResourceName, n int64) error {
+	return wait(ctx, fmt.Sprintf("%d of %s", n, name), func(ctx context.Context) error {
+		node, err := b.Client.CoreV1().Nodes().Get(ctx, NodeName, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if q := node.Status.Allocatable[name]; q.Value() != n {
+			return fmt.Errorf("the node has %d", q.Value())
+		}
+		return nil
+	})
+}
+
 // shareMounts makes mounts of containers seen on the node, where a pod wants
 // that, and the other way round.
 func shareMounts() error {

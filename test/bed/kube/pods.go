@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -84,6 +85,13 @@ func Running(pod *corev1.Pod) error {
 		}
 	}
 	return nil
+}
+
+// Unschedulable tells whether the scheduler has said that it finds no node.
+func Unschedulable(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonUnschedulable
+	})
 }
 
 // waiting is what a pod says that it waits for.

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kata-qat/kata-qat/test/bed/kube"
+	"github.com/kata-qat/kata-qat/test/simcluster"
 )
 
 // intelPlugin stands in for Intel's device plugin, which serves one resource on
@@ -143,7 +144,7 @@ func TestAPodOfIntelsPluginHasItsVFs(t *testing.T) {
 func (s *suite) hasAll(p *corev1.Pod, want ...string) {
 	s.t.Helper()
 	spec := s.spec(p, "main")
-	if diff := cmp.Diff(want, groups(spec.Linux.Devices)); diff != "" {
+	if diff := cmp.Diff(want, simcluster.Groups(spec.Linux.Devices)); diff != "" {
 		s.t.Errorf("pod %s: groups of the container (-want +got):\n%s", p.Name, diff)
 	}
 	if diff := cmp.Diff(want, s.created()[p.Name+"/sandbox "+kube.SandboxOf(spec)]); diff != "" {

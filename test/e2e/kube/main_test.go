@@ -19,7 +19,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kata-qat/kata-qat/internal/api"
@@ -46,7 +45,7 @@ var without map[string]any
 // start starts the cluster that the tests share, and installs kata-qat.
 var start = sync.OnceValues(func() (*simcluster.Cluster, error) {
 	ctx := context.Background()
-	c, err := simcluster.Start(ctx)
+	c, err := simcluster.Start(ctx, simcluster.Machine())
 	if err != nil {
 		return nil, err
 	}
@@ -92,25 +91,8 @@ func join(t *testing.T) *suite {
 	return s
 }
 
-// pod is a pod whose container "main" asks for VFs, with our RuntimeClass if it
-// asks for any.
 func (s *suite) pod(name string, asks map[corev1.ResourceName]int) *corev1.Pod {
-	limits := corev1.ResourceList{}
-	for resourceName, n := range asks {
-		limits[resourceName] = *resource.NewQuantity(int64(n), resource.DecimalSI)
-	}
-	class := simcluster.Handler
-	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: s.namespace},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{
-			Name: "main", Image: bed.Busybox, Args: []string{"-c", kube.Forever},
-			Resources: corev1.ResourceRequirements{Limits: limits},
-		}}},
-	}
-	if len(asks) > 0 {
-		p.Spec.RuntimeClassName = &class
-	}
-	return p
+	return simcluster.Pod(s.namespace, name, asks)
 }
 
 // within is a context for something that takes a second or two on a quiet
@@ -149,18 +131,6 @@ func (s *suite) spec(p *corev1.Pod, container string) *specs.Spec {
 	return spec
 }
 
-// groups are the VFIO groups among devices.
-func groups(devices []specs.LinuxDevice) []string {
-	var out []string
-	for _, d := range devices {
-		if group, ok := strings.CutPrefix(d.Path, "/dev/vfio/"); ok && group != "vfio" {
-			out = append(out, group)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
 // created are the groups that Kata's shim was given with every sandbox and
 // container of the namespace, whether it lives or not: by pod, "sandbox" or the
 // container's name.
@@ -181,7 +151,7 @@ func (s *suite) created() map[string][]string {
 			what = "sandbox"
 		}
 		// Of several lives of one container each has a name of its own.
-		all[fmt.Sprintf("%s/%s %s", a["io.kubernetes.cri.sandbox-name"], what, e.ID)] = groups(e.Devices)
+		all[fmt.Sprintf("%s/%s %s", a["io.kubernetes.cri.sandbox-name"], what, e.ID)] = simcluster.Groups(e.Devices)
 	}
 	return all
 }

@@ -17,25 +17,14 @@ import (
 
 	"github.com/kata-qat/kata-qat/test/bed"
 	"github.com/kata-qat/kata-qat/test/bed/kube"
+	"github.com/kata-qat/kata-qat/test/simcluster"
 )
 
 // allocatable waits until the node offers as many VFs.
 func (s *suite) allocatable(resource corev1.ResourceName, want int64) {
 	s.t.Helper()
-	ctx := s.within()
-	for {
-		node, err := s.Client.CoreV1().Nodes().Get(ctx, kube.NodeName, metav1.GetOptions{})
-		if err == nil {
-			q := node.Status.Allocatable[resource]
-			if q.Value() == want {
-				return
-			}
-			err = fmt.Errorf("the node has %d", q.Value())
-		}
-		if ctx.Err() != nil {
-			s.t.Fatalf("wait for %d of %s: %v", want, resource, err)
-		}
-		time.Sleep(50 * time.Millisecond)
+	if err := s.WaitAllocatable(s.within(), resource, want); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -63,7 +52,7 @@ func TestAPodRunsWithItsVFs(t *testing.T) {
 	p = s.run(p)
 
 	main := s.spec(p, "main")
-	got := groups(main.Linux.Devices)
+	got := simcluster.Groups(main.Linux.Devices)
 	if len(got) != 2 {
 		t.Fatalf("it has the groups %v, expected two", got)
 	}
@@ -87,11 +76,11 @@ func TestAPodRunsWithItsVFs(t *testing.T) {
 			t.Errorf("ulimit -l says %s KiB, expected 98304", out)
 		}
 	}
-	compression := groups(s.spec(p, "zip").Linux.Devices)
+	compression := simcluster.Groups(s.spec(p, "zip").Linux.Devices)
 	if len(compression) != 1 || compression[0] < "200" {
 		t.Errorf("container zip has the groups %v, expected one of the second PF", compression)
 	}
-	if left := groups(s.spec(p, "idle").Linux.Devices); left != nil {
+	if left := simcluster.Groups(s.spec(p, "idle").Linux.Devices); left != nil {
 		t.Errorf("the container that asks for nothing has %v", left)
 	}
 	sandbox := kube.SandboxOf(main)
@@ -113,21 +102,19 @@ func TestAnInitContainerHasItsVF(t *testing.T) {
 	first.Name, first.Args = "first", []string{"-c", "ls /dev/vfio /etc/4xxxvf_dev0.conf"}
 	p.Spec.InitContainers = []corev1.Container{first}
 	p = s.run(p)
-	group := groups(s.spec(p, "main").Linux.Devices)
+	group := simcluster.Groups(s.spec(p, "main").Linux.Devices)
 	out, err := s.Kubectl(s.within(), "logs", "-n", s.namespace, "warm", "-c", "first")
 	if err != nil || !strings.Contains(out, "4xxxvf_dev0.conf") || !strings.Contains(out, group[0]) {
 		t.Errorf("the init container saw %q, %v, expected the group %v", out, err, group)
 	}
 }
 
-// scheduled is for WaitPod: the scheduler has said why it finds no node.
+// unschedulable is for WaitPod: the scheduler has said why it finds no node.
 func unschedulable(p *corev1.Pod) error {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonUnschedulable {
-			return nil
-		}
+	if !kube.Unschedulable(p) {
+		return errors.New("the scheduler has not said that it finds no node")
 	}
-	return errors.New("the scheduler has not said that it finds no node")
+	return nil
 }
 
 func TestAPodThatAsksForTooManyStaysPending(t *testing.T) {
@@ -189,7 +176,7 @@ func (s *suite) holders(n int) map[string]string {
 			if p.DeletionTimestamp != nil || kube.Running(&p) != nil {
 				continue
 			}
-			for _, g := range groups(s.spec(&p, "main").Linux.Devices) {
+			for _, g := range simcluster.Groups(s.spec(&p, "main").Linux.Devices) {
 				if other := holder[g]; other != "" {
 					s.t.Fatalf("group %s is in %s and in %s", g, other, p.Name)
 				}
