@@ -134,7 +134,7 @@ $(TOOLS)/envoycheck: $(wildcard test/tools/envoycheck/*)
 	@cd test/tools/envoycheck && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$@ .
 
 .PHONY: e2e
-e2e: build tools kube-tools examples-setup ## run the tests in a real Kubernetes cluster of one node (root)
+e2e: build tools kube-tools helm-tools image examples-setup ## run the tests in a real Kubernetes cluster of one node (root)
 	@echo "==> Kubernetes tests"
 	@$(GO) test -tags kube -count 1 -p 1 -timeout $(BEDTIME) ./test/...
 
