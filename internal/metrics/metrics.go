@@ -5,6 +5,7 @@
 package metrics
 
 import (
+	"runtime"
 	"strconv"
 	"time"
 
@@ -198,6 +199,8 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		gauge(s.vfs, float64(n), k.pf, k.resource, k.state)
 	}
 	for i := range view.Inventory.PFs {
+		// The daemon runs on one processor: a pod that starts goes first.
+		runtime.Gosched()
 		pf := &view.Inventory.PFs[i]
 		address := string(pf.Address)
 		gauge(s.pf, 1, address, pf.Family.Name, pf.Driver, strconv.Itoa(pf.NUMANode), string(pf.Services))
