@@ -45,6 +45,9 @@ type Options struct {
 	// NRIRequestTimeout is how long a plugin may take to answer; by default 2 s,
 	// as in containerd.
 	NRIRequestTimeout time.Duration
+	// UpTimeout is how long containerd may take until it is ready and has the
+	// images; by default a minute. It takes a second on a quiet machine.
+	UpTimeout time.Duration
 	// CNI is a CNI network configuration list. Without one, pods must use the
 	// host's network.
 	CNI string
@@ -96,10 +99,6 @@ type Bed struct {
 	socketsBefore map[string]bool
 }
 
-// upTimeout is how long containerd may take until its CRI answers; it takes
-// less than a second on a quiet machine.
-const upTimeout = 60 * time.Second
-
 // Start starts a bed and returns when its CRI is ready and has the images
 // Busybox and Pause. On an error nothing is left running. It first clears away
 // the beds that processes killed before their Stop have left.
@@ -115,6 +114,9 @@ func Start(opts Options) (_ *Bed, err error) {
 	}
 	if opts.NRIRequestTimeout == 0 {
 		opts.NRIRequestTimeout = 2 * time.Second
+	}
+	if opts.UpTimeout == 0 {
+		opts.UpTimeout = time.Minute
 	}
 	b := &Bed{opts: opts}
 	if b.tools, err = findTools(opts); err != nil {
@@ -147,7 +149,7 @@ func Start(opts Options) (_ *Bed, err error) {
 		return nil, err
 	}
 	b.runtime = cri.NewRuntimeServiceClient(b.conn)
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), b.opts.UpTimeout)
 	defer cancel()
 	if err := b.startContainerd(ctx); err != nil {
 		return nil, err
@@ -236,7 +238,7 @@ func (b *Bed) Stop() error {
 // removePods removes the pods through CRI, for which it starts containerd again
 // if a test has killed it.
 func (b *Bed) removePods() error {
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), b.opts.UpTimeout)
 	defer cancel()
 	if !b.containerd.alive() {
 		if err := b.startContainerd(ctx); err != nil {
