@@ -15,7 +15,7 @@ import (
 
 // built are the sources of what setup.sh builds, in the order in which it
 // digests them.
-var built = []string{"setup.sh", "qemu/qatemu.c", "guest/Kbuild", "guest/qat_stub.c"}
+var built = []string{"setup.sh", "qemu/qatemu.c", "guest/Kbuild", "guest/qat_stub.c", "payload/payload.c"}
 
 // lab is what setup.sh made.
 type lab struct {
@@ -95,6 +95,15 @@ const lean = "urfave_cli_no_docs,grpcnotrace"
 // tags that its files need.
 func BuildTest(ctx context.Context, pkg string, tags ...string) (string, error) {
 	return buildOnce(ctx, pkg, ".test", "test", "-c", "-tags", strings.Join(tags, ","))
+}
+
+// Payload is what virtual machines of the guest run, payload/payload.c.
+func Payload() (string, error) {
+	l, err := open()
+	if err != nil {
+		return "", fmt.Errorf("lab: %w", err)
+	}
+	return filepath.Join(l.dir, "payload.elf"), nil
 }
 
 var programs struct {

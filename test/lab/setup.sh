@@ -1,7 +1,7 @@
 #!/bin/bash
 # Prepare the QEMU lab on Debian 12, as root: install QEMU 10.0 and a C compiler, unpack a Debian
-# kernel with its headers, build the device emulation and the drivers' stand-ins, and make the disk
-# of a Debian 12 with systemd, udev and GRUB.
+# kernel with its headers, build the device emulation, the drivers' stand-ins and what runs in VMs of
+# the guest, and make the disk of a Debian 12 with systemd, udev and GRUB.
 #
 #   test/lab/setup.sh            into build/lab
 #   KATA_QAT_LAB_DIR=/var/cache/lab test/lab/setup.sh
@@ -19,7 +19,7 @@ say() { echo "lab: $*" >&2; }
 die() { say "$*"; exit 1; }
 
 # The Go side computes the same digest and refuses a lab that was built from other sources.
-sources() { (cd "$here" && cat setup.sh qemu/qatemu.c guest/Kbuild guest/qat_stub.c) | sha256sum | cut -d' ' -f1; }
+sources() { (cd "$here" && cat setup.sh qemu/qatemu.c guest/Kbuild guest/qat_stub.c payload/payload.c) | sha256sum | cut -d' ' -f1; }
 
 # mirror: the one in use here, when apt has its lists.
 mirror() {
@@ -109,6 +109,9 @@ build() {
   release=$(<"$lab/release") extra=$lab/root/lib/modules/$release/extra
   say "building the device emulation and the drivers' stand-ins for Linux $release"
   gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$lab/qatemu.so" "$here/qemu/qatemu.c"
+  # Nothing of a C library; loaded where the first MiB ends. No SSE, which nobody has switched on.
+  gcc -m32 -march=i686 -O2 -Wall -Wextra -Werror -ffreestanding -fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables \
+    -nostdlib -static -Wl,--build-id=none,--no-warn-rwx-segments,-N,-Ttext=0x100000 -o "$lab/payload.elf" "$here/payload/payload.c"
   rm -rf "$lab/module" "$extra"
   mkdir -p "$lab/module" "$extra"
   cp "$here"/guest/{Kbuild,qat_stub.c} "$lab/module/"

@@ -14,7 +14,8 @@
  * What is real: the ids, the SR-IOV capability and its VFs, function-level reset, MSI-X, ARI, and
  * DMA through the guest's IOMMU. What is not: the registers of QAT hardware, so no QAT driver runs.
  *
- * BAR 0, first page, 64-bit little-endian registers, cleared by a reset of the function:
+ * BAR 0, first page, 64-bit little-endian registers. A reset of the function clears them, but for
+ * what a PF has of its VFs' messages:
  *
  *   0x00-0x3f  scratch, holds what is written
  *   0x40       source address of a request
@@ -23,8 +24,11 @@
  *   0x58       doorbell: copies source to destination, every byte ^ 0x5a, then raises MSI-X vector 0
  *   0x60       status of the last request: bit 63 for done, otherwise QEMU's MemTxResult of the
  *              access that failed, or all ones for a bad length
+ *   0x68       message from a VF to its PF, as the real VF2PF registers carry them
  *   0x80-0xbf  on the PF, read-only: requests that its VFs and itself have made, one counter for
  *              each of 8 engines; VF n uses engine n % 8
+ *   0x800      on the PF, read-only: the last message of each VF, 8 bytes for each. What a VM told
+ *              its VF can be read here when the VM is gone, and VFIO has reset the VF
  *
  * The second page holds the MSI-X table.
  */
@@ -171,7 +175,8 @@ static struct model {
 
 enum { BAR_SIZE = 0x2000, REGS_SIZE = 0x1000, MSIX_TABLE = 0x1000, MSIX_PBA = 0x1800, VECTORS = 4 };
 enum { CAP_MSIX = 0x70, CAP_EXPRESS = 0xa0, EXT_ARI = 0x100, EXT_SRIOV = 0x160 };
-enum { SRC = 0x40, DST = 0x48, LEN = 0x50, DOORBELL = 0x58, STATUS = 0x60, COUNTERS = 0x80, ENGINES = 8, REGS_END = 0xc0 };
+enum { SRC = 0x40, DST = 0x48, LEN = 0x50, DOORBELL = 0x58, STATUS = 0x60, MESSAGE = 0x68, COUNTERS = 0x80, ENGINES = 8, REGS_END = 0xc0 };
+enum { MESSAGES = 0x800, MAX_VFS = 128, MESSAGES_END = MESSAGES + 8 * MAX_VFS };
 
 /* The state of one function. It is kept apart from QEMU's PCIDevice, whose size is not known here;
  * that of a MemoryRegion is not either (272 bytes in 10.0), hence the room. */
@@ -179,7 +184,7 @@ struct function {
     struct function *next;
     PCIDevice *device;
     bool is_vf;
-    uint8_t regs[REGS_END];
+    uint8_t regs[REGS_END], messages[8 * MAX_VFS];
     _Alignas(64) char bar[1024], io[1024];
 };
 static struct function *functions;
@@ -256,6 +261,16 @@ static void doorbell(struct function *f)
     msix_notify(f->device, 0);
 }
 
+/* tell keeps a part of a VF's message where its PF finds it. */
+static void tell(struct function *f, unsigned offset, const void *part, unsigned size)
+{
+    struct function *pf = f->is_vf ? function_of(pcie_sriov_get_pf(f->device)) : NULL;
+
+    if (pf) {
+        memcpy(pf->messages + 8 * pcie_sriov_vf_number(f->device) + offset, part, size);
+    }
+}
+
 static uint64_t regs_read(void *opaque, uint64_t addr, unsigned size)
 {
     struct function *f = opaque;
@@ -263,6 +278,8 @@ static uint64_t regs_read(void *opaque, uint64_t addr, unsigned size)
 
     if (addr + size <= REGS_END) {
         memcpy(&v, f->regs + addr, size);
+    } else if (addr >= MESSAGES && addr + size <= MESSAGES_END) {
+        memcpy(&v, f->messages + addr - MESSAGES, size);
     }
     return v;
 }
@@ -273,6 +290,9 @@ static void regs_write(void *opaque, uint64_t addr, uint64_t v, unsigned size)
 
     if (addr + size <= COUNTERS) {
         memcpy(f->regs + addr, &v, size);
+    }
+    if (addr >= MESSAGE && addr + size <= MESSAGE + 8) {
+        tell(f, addr - MESSAGE, &v, size);
     }
     if (addr == DOORBELL) {
         doorbell(f);
