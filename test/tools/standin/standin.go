@@ -8,12 +8,17 @@
 //	KATA_STANDIN_RECORD     file to which the record is appended, one JSON object a line
 //	KATA_STANDIN_RUNC       the runc binary
 //	KATA_STANDIN_RUNC_ROOT  runc's state directory
+//	KATA_STANDIN_VM         a program that has a virtual machine for each sandbox:
+//	                        it is run with "start" and the bundle before the
+//	                        sandbox is created, and with "stop" and the bundle
+//	                        when it is deleted. Only with containerd 2.
 package standin
 
 import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 )
 
@@ -50,6 +55,16 @@ func Runc() string { return os.Getenv("KATA_STANDIN_RUNC") }
 // RuncRoot is runc's state directory.
 func RuncRoot() string { return os.Getenv("KATA_STANDIN_RUNC_ROOT") }
 
+// VM is the command that does to the virtual machine of the sandbox in the bundle
+// what verb says, "start" or "stop", or nil if sandboxes have none.
+func VM(verb, bundle string) *exec.Cmd {
+	program := os.Getenv("KATA_STANDIN_VM")
+	if program == "" {
+		return nil
+	}
+	return exec.Command(program, verb, bundle)
+}
+
 // Invoked records how this process was started.
 func Invoked() error {
 	dir, err := os.Getwd()
@@ -63,25 +78,26 @@ func Invoked() error {
 }
 
 // Created records that a Create was asked for, with what the bundle's
-// config.json says at this moment. configPath is that of the request's options.
-func Created(id, bundle, configPath string) error {
+// config.json says at this moment, and returns what kind of container it is:
+// "sandbox" or "container". configPath is that of the request's options.
+func Created(id, bundle, configPath string) (kind string, _ error) {
 	config, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
-		return fmt.Errorf("record the creation of %s: %w", id, err)
+		return "", fmt.Errorf("record the creation of %s: %w", id, err)
 	}
 	var s spec
 	if err := json.Unmarshal(config, &s); err != nil {
-		return fmt.Errorf("record the creation of %s: read config.json of bundle %s: %w", id, bundle, err)
+		return "", fmt.Errorf("record the creation of %s: read config.json of bundle %s: %w", id, bundle, err)
 	}
+	kind = s.Annotations["io.kubernetes.cri.container-type"]
 	err = record(event{
 		Event: "create", ID: id, Bundle: bundle, ConfigPath: configPath,
-		ContainerType: s.Annotations["io.kubernetes.cri.container-type"],
-		Annotations:   s.Annotations, Devices: s.Linux.Devices,
+		ContainerType: kind, Annotations: s.Annotations, Devices: s.Linux.Devices,
 	})
 	if err != nil {
-		return fmt.Errorf("record the creation of %s: %w", id, err)
+		return "", fmt.Errorf("record the creation of %s: %w", id, err)
 	}
-	return nil
+	return kind, nil
 }
 
 // record appends one event. A single write to a file opened for appending is

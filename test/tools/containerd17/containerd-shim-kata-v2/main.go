@@ -40,7 +40,7 @@ func (s service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*tas
 			return nil, fmt.Errorf("read the options of %s: %w", r.ID, err)
 		}
 	}
-	if err := standin.Created(r.ID, r.Bundle, kata.ConfigPath); err != nil {
+	if _, err := standin.Created(r.ID, r.Bundle, kata.ConfigPath); err != nil {
 		return nil, err
 	}
 	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: standin.Runc(), Root: standin.RuncRoot()})
