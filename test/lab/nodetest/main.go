@@ -13,16 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kata-qat/kata-qat/internal/api"
-	nodev1 "github.com/kata-qat/kata-qat/internal/api/v1"
-	"github.com/kata-qat/kata-qat/shim"
 	"github.com/kata-qat/kata-qat/test/bed"
-)
-
-const (
-	tools  = "/opt/tools" // containerd and what the bed wants beside it
-	shims  = "/opt/shims"
-	config = "/etc/kata-qat/config.toml"
+	"github.com/kata-qat/kata-qat/test/lab/labnode"
 )
 
 func main() {
@@ -35,70 +27,12 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	if err := files(); err != nil {
-		return err
-	}
-	b, err := bed.Start(bed.Options{
-		Tools: tools,
-		Handlers: map[string]bed.Handler{
-			"runc":     {},
-			"kata-qat": {RuntimePath: filepath.Join(shims, "containerd-shim-kata-qat-v2"), PodAnnotations: []string{"kata-qat.io/*"}},
-		},
-		RequiredPlugins: []string{"kata-qat"},
-		// A guest without hardware to run it is slow.
-		NRIRequestTimeout: 20 * time.Second,
-		Env:               []string{shim.ConfigEnv + "=/etc/kata-qat/shim.toml"},
-	})
+	n, err := labnode.Start(ctx, bed.RuncType)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.Stop()) }()
-	text := fmt.Sprintf("standalone = true\n[nri]\nsocket = %q\n[containerd]\nstate = %q\n", b.NRISocket(), filepath.Join(b.Dir(), "state"))
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		return err
-	}
-	daemon := exec.CommandContext(ctx, "kata-qat", "nri-plugin")
-	daemon.Stdout, daemon.Stderr = os.Stdout, os.Stderr
-	if err := daemon.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		err = errors.Join(err, daemon.Process.Signal(os.Interrupt), daemon.Wait())
-	}()
-	if err := connected(ctx); err != nil {
-		return err
-	}
-	return usePod(ctx, b)
-}
-
-// files gives the shim its name and its configuration.
-func files() error {
-	return errors.Join(
-		os.MkdirAll(shims, 0o755),
-		os.MkdirAll(filepath.Dir(config), 0o755),
-		os.Symlink("/usr/local/bin/containerd-shim-kata-qat-v2", filepath.Join(shims, "containerd-shim-kata-qat-v2")),
-		os.WriteFile("/etc/kata-qat/shim.toml", []byte("timeout = \"10s\"\n[runtimes]\nkata-qat = \""+tools+"/containerd-shim-runc-v2\"\n"), 0o644),
-	)
-}
-
-// connected waits until the daemon serves pods.
-func connected(ctx context.Context) error {
-	for {
-		c, err := api.Dial(ctx, api.Socket)
-		if err == nil {
-			h, herr := c.Health(ctx, &nodev1.HealthRequest{Client: api.Self()})
-			c.Close()
-			if herr == nil && h.GetReady() {
-				return nil
-			}
-			err = herr
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the daemon is not ready: %w", err)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	defer func() { err = errors.Join(err, n.Stop()) }()
+	return usePod(ctx, n.Bed)
 }
 
 // usePod runs the pod and looks at it from inside and outside.
