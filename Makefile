@@ -147,6 +147,12 @@ lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped 
 	@echo "==> lab tests, in QEMU guests"
 	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab/...
 
+# One of the lab tests.
+.PHONY: chain-test
+chain-test: lab-setup build tools ## follow a VF from a pod's request into its VM, to the PF's counters (root)
+	@echo "==> the whole chain, in a QEMU guest"
+	@$(GO) test -tags lab -count 1 -v -timeout 10m ./test/lab/chaintest
+
 .PHONY: kernel-test
 kernel-test: ## merge the kernel configuration fragments into real kernel trees
 	@echo "==> kernel configuration"
