@@ -6,18 +6,23 @@ package chart
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/kata-qat/kata-qat/test/bed"
 	"github.com/kata-qat/kata-qat/test/bed/kube"
 	"github.com/kata-qat/kata-qat/test/simcluster"
 )
@@ -39,7 +44,7 @@ type cluster struct {
 func TestChart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	started, err := simcluster.Start(ctx)
+	started, err := simcluster.Start(ctx, simcluster.Machine())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,22 +63,25 @@ func TestChart(t *testing.T) {
 		// The machine is simulated: it has no kernel modules, and Kata no initrd.
 		// Doctor says so, and the node gets no label.
 		"--set", "provision.host.enabled=false,provision.guest.enabled=false,provision.runtime.args={--guest,kata}",
-		"--set", `runtimeClass.nodeSelector.kata-qat\.io/node=null`)
+		"--set", `runtimeClass.nodeSelector.kata-qat\.io/node=null`,
+		// Twenty pods are to fit on two processors.
+		"--set", "runtimeClass.overhead.cpu=10m,runtimeClass.overhead.memory=16Mi")
 	c.rolledOut()
 	t.Logf("ready %v after the installation began", time.Since(start).Round(100*time.Millisecond))
 
-	if is := c.kubectl("get", "node", kube.NodeName, "-o", `jsonpath={.status.allocatable.qat\.intel\.com/cy}`); is != "16" {
-		t.Errorf("the node offers %q of qat.intel.com/cy, expected 16", is)
-	}
+	c.offers()
 	if is := c.kubectl("get", "node", kube.NodeName, "-o", "jsonpath={.metadata.labels}"); strings.Contains(is, "kata-qat.io/") {
 		t.Errorf("a node that doctor finds fault with has the labels %s", is)
 	}
 	c.runPod("first")
 
-	// During an update the new daemon stands by until the old one ends, and what
-	// runs is not touched.
+	// During an update the new daemon stands by until the old one ends, what runs
+	// is not touched, and what starts has its devices.
+	c.twenty("update")
 	c.kubectl("-n", namespace, "rollout", "restart", "ds/kata-qat")
 	c.rolledOut()
+	c.allRun("update")
+	c.offers()
 	if log := c.kubectl("-n", namespace, "logs", "ds/kata-qat", "-c", "daemon"); !strings.Contains(log, "standing by") {
 		t.Errorf("the new daemon did not stand by:\n%s", log)
 	}
@@ -82,9 +90,16 @@ func TestChart(t *testing.T) {
 		t.Errorf("after the update the first pod is %s", is)
 	}
 
-	if err := c.RemovePods(ctx, "default"); err != nil {
-		t.Fatal(err)
-	}
+	c.remove("default", "update")
+
+	c.twenty("killed")
+	c.waitCreated("killed", 4)
+	start = time.Now()
+	c.killDaemon()
+	c.allRun("killed")
+	t.Logf("all 20 pods are ready %v after the daemon was killed", time.Since(start).Round(100*time.Millisecond))
+	c.remove("killed")
+
 	start = time.Now()
 	c.helm("uninstall", "kata-qat", "--namespace", namespace)
 	t.Logf("uninstalled in %v", time.Since(start).Round(100*time.Millisecond))
@@ -92,11 +107,14 @@ func TestChart(t *testing.T) {
 	if left != "" {
 		t.Errorf("the cluster still has %s", left)
 	}
-	if after := c.files(); !slices.Equal(before, after) {
-		t.Errorf("the node had\n%s\nand has\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	if diff := cmp.Diff(before, c.files()); diff != "" {
+		t.Errorf("files of the node (-before the installation +after the uninstallation):\n%s", diff)
+	}
+	if err := c.WaitAllocatable(ctx, "qat.intel.com/cy", 0); err != nil {
+		t.Error(err)
 	}
 	// The node goes on without us.
-	if _, err := c.RunPod(ctx, pod("plain", "")); err != nil {
+	if _, err := c.RunPod(ctx, simcluster.Pod("default", "plain", nil)); err != nil {
 		t.Errorf("a pod after the uninstallation: %v", err)
 	}
 }
@@ -104,9 +122,7 @@ func TestChart(t *testing.T) {
 // runPod runs a pod with two VFs and looks at them from inside.
 func (c *cluster) runPod(name string) {
 	c.t.Helper()
-	p := pod(name, simcluster.Handler)
-	p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{"qat.intel.com/cy": resource.MustParse("2")}
-	if _, err := c.RunPod(c.ctx, p); err != nil {
+	if _, err := c.RunPod(c.ctx, simcluster.Pod("default", name, map[corev1.ResourceName]int{"qat.intel.com/cy": 2})); err != nil {
 		c.t.Fatal(err)
 	}
 	out, err := c.Exec(c.ctx, "default", name, "main", "echo $PCIDEVICE_QAT_INTEL_COM_CY; ls /dev/vfio /etc/4xxxvf_dev*.conf")
@@ -118,27 +134,149 @@ func (c *cluster) runPod(name string) {
 	}
 }
 
-func pod(name, class string) *corev1.Pod {
-	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: bed.Busybox, Args: []string{"-c", kube.Forever}}}},
-	}
-	if class != "" {
-		p.Spec.RuntimeClassName = &class
-	}
-	return p
-}
-
-// files are those of the node that the chart has to do with, with their sizes.
+// files are those of the node where the chart has some, with their sizes. What is
+// in memory only and may be mounted into pods is not among them: CDI specs and
+// configuration files. Nobody is there to remove them after the daemon.
 func (c *cluster) files() []string {
 	c.t.Helper()
-	out, err := exec.CommandContext(c.ctx, "find", "/etc/containerd", "/usr/local/bin", "/etc/kata-qat", "/var/lib/kata-qat", "-type", "f", "-printf", "%p %s\n").Output()
-	if err != nil && len(out) == 0 { // directories that are not there are an error, too
+	var all []string
+	for _, dir := range []string{"/etc", "/opt", "/usr/local", "/var/lib/kata-qat", "/run/kata-qat", "/var/lib/kubelet/device-plugins"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case os.IsNotExist(err):
+				return nil
+			case err != nil:
+				return err
+			case path == "/run/kata-qat/conf":
+				return fs.SkipDir
+			case d.IsDir(), d.Name() == "kubelet_internal_checkpoint": // kubelet's own
+				return nil
+			}
+			info, err := d.Info()
+			if err == nil {
+				all = append(all, fmt.Sprintf("%s %d", path, info.Size()))
+			}
+			return err
+		})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	return all
+}
+
+func (c *cluster) offers() {
+	c.t.Helper()
+	for resource, n := range map[corev1.ResourceName]int64{"qat.intel.com/cy": 16, "qat.intel.com/dc": 16, "qat.intel.com/sym": 2} {
+		if err := c.WaitAllocatable(c.ctx, resource, n); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
+// remove removes the pods of namespaces, and looks whether anything of them lives.
+func (c *cluster) remove(namespaces ...string) {
+	c.t.Helper()
+	for _, n := range namespaces {
+		err := c.Client.AppsV1().ReplicaSets(n).DeleteCollection(c.ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+		if err := errors.Join(err, c.RemovePods(c.ctx, n), simcluster.NoneLiving(n)); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// twenty has twenty pods started in a namespace of their own.
+func (c *cluster) twenty(namespace string) {
+	c.t.Helper()
+	if err := c.NewNamespace(c.ctx, namespace); err != nil {
 		c.t.Fatal(err)
 	}
-	files := strings.Split(strings.TrimSpace(string(out)), "\n")
-	slices.Sort(files)
-	return files
+	for name, resource := range map[string]corev1.ResourceName{"cy": "qat.intel.com/cy", "dc": "qat.intel.com/dc"} {
+		if _, err := c.Client.AppsV1().ReplicaSets(namespace).Create(c.ctx, simcluster.ReplicaSet(namespace, name, resource, 10), metav1.CreateOptions{}); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// waitCreated waits until Kata's shim was asked for n sandboxes and containers.
+func (c *cluster) waitCreated(namespace string, n int) {
+	c.t.Helper()
+	for ; ; time.Sleep(10 * time.Millisecond) {
+		created, err := simcluster.Created(namespace)
+		if err = errors.Join(err, c.ctx.Err()); err != nil {
+			c.t.Fatal(err)
+		}
+		if len(created) >= n {
+			return
+		}
+	}
+}
+
+// allRun waits until the twenty run. Every one has a VF of its own, and nothing
+// of them was ever created without.
+func (c *cluster) allRun(namespace string) {
+	c.t.Helper()
+	for ready := int32(0); ready < 20; time.Sleep(50 * time.Millisecond) {
+		sets, err := c.Client.AppsV1().ReplicaSets(namespace).List(c.ctx, metav1.ListOptions{})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		ready = 0
+		for _, set := range sets.Items {
+			ready += set.Status.ReadyReplicas
+		}
+	}
+	created, err := simcluster.Created(namespace)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for what, groups := range created {
+		if len(groups) != 1 {
+			c.t.Errorf("%s was created with the groups %v, expected one", what, groups)
+		}
+	}
+	living, err := kube.Living()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	holder := map[string]string{}
+	for _, spec := range living {
+		pod := spec.Annotations["io.kubernetes.cri.sandbox-namespace"] + "/" + spec.Annotations["io.kubernetes.cri.sandbox-name"]
+		for _, g := range simcluster.Groups(spec.Linux.Devices) {
+			if other := holder[g]; other != "" && other != pod {
+				c.t.Errorf("group %s is in %s and in %s", g, other, pod)
+			}
+			holder[g] = pod
+		}
+	}
+}
+
+// killDaemon kills the daemon in its container. There is one.
+func (c *cluster) killDaemon() {
+	c.t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var pids []int
+	for _, file := range files {
+		line, err := os.ReadFile(file)
+		args := strings.Split(string(line), "\x00")
+		if err != nil || filepath.Base(args[0]) != "kata-qat" || !slices.Contains(args, "nri-plugin") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) != 1 {
+		c.t.Fatalf("processes of the daemon: %v, expected one", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 func (c *cluster) rolledOut() {

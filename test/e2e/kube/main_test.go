@@ -131,27 +131,11 @@ func (s *suite) spec(p *corev1.Pod, container string) *specs.Spec {
 	return spec
 }
 
-// created are the groups that Kata's shim was given with every sandbox and
-// container of the namespace, whether it lives or not: by pod, "sandbox" or the
-// container's name.
 func (s *suite) created() map[string][]string {
 	s.t.Helper()
-	events, err := bed.ReadShimEvents(kube.StandinRecord)
+	all, err := simcluster.Created(s.namespace)
 	if err != nil {
 		s.t.Fatal(err)
-	}
-	all := map[string][]string{}
-	for _, e := range events {
-		a := e.Annotations
-		if e.Event != "create" || a["io.kubernetes.cri.sandbox-namespace"] != s.namespace {
-			continue
-		}
-		what := a["io.kubernetes.cri.container-name"]
-		if e.ContainerType == "sandbox" {
-			what = "sandbox"
-		}
-		// Of several lives of one container each has a name of its own.
-		all[fmt.Sprintf("%s/%s %s", a["io.kubernetes.cri.sandbox-name"], what, e.ID)] = simcluster.Groups(e.Devices)
 	}
 	return all
 }
@@ -160,22 +144,12 @@ func (s *suite) created() map[string][]string {
 func (s *suite) nothingIsHeld(ctx context.Context) error {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		err := errors.Join(s.noneLiving(), s.noneAssigned(ctx))
+		err := errors.Join(simcluster.NoneLiving(s.namespace), s.noneAssigned(ctx))
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-}
-
-func (s *suite) noneLiving() error {
-	living, err := kube.Living()
-	for id, spec := range living {
-		if spec.Annotations["io.kubernetes.cri.sandbox-namespace"] == s.namespace {
-			err = errors.Join(err, fmt.Errorf("%s of pod %s lives", id, spec.Annotations["io.kubernetes.cri.sandbox-name"]))
-		}
-	}
-	return err
 }
 
 func (s *suite) noneAssigned(ctx context.Context) error {

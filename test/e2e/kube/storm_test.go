@@ -8,27 +8,11 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kata-qat/kata-qat/test/bed/kube"
+	"github.com/kata-qat/kata-qat/test/simcluster"
 )
-
-// replicas keeps n pods with one VF each running, however often one fails: a
-// kubelet that starts anew fails those for good that it is given before the
-// device plugin has registered.
-func (s *suite) replicas(name string, resource corev1.ResourceName, n int32) *appsv1.ReplicaSet {
-	pod := s.pod(name, map[corev1.ResourceName]int{resource: 1})
-	labels := map[string]string{"set": name}
-	return &appsv1.ReplicaSet{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: s.namespace},
-		Spec: appsv1.ReplicaSetSpec{
-			Replicas: &n,
-			Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod.Spec},
-		},
-	}
-}
 
 func (s *suite) ready(ctx context.Context) (n int32) {
 	s.t.Helper()
@@ -55,7 +39,7 @@ func (s *suite) twenty() {
 	s.t.Helper()
 	s.allocatable(cy, 16)
 	s.allocatable(dc, 16)
-	for _, set := range []*appsv1.ReplicaSet{s.replicas("cy", cy, 10), s.replicas("dc", dc, 10)} {
+	for _, set := range []*appsv1.ReplicaSet{simcluster.ReplicaSet(s.namespace, "cy", cy, 10), simcluster.ReplicaSet(s.namespace, "dc", dc, 10)} {
 		if _, err := s.Client.AppsV1().ReplicaSets(s.namespace).Create(s.t.Context(), set, metav1.CreateOptions{}); err != nil {
 			s.t.Fatal(err)
 		}
