@@ -256,6 +256,10 @@ func enterCgroups(name string) error {
 // remountCgroup2 shows version 2 from the bed's cgroup on. Only a cgroup without
 // processes can give its children controllers, so that they move into a child.
 func remountCgroup2() error {
+	// The kernel refuses the same filesystem on the same mount point.
+	if err := unix.Unmount(cgroupRoot, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", cgroupRoot, err)
+	}
 	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", cgroupRoot, err)
 	}

@@ -179,6 +179,10 @@ func TestABedDiesWithItsProgram(t *testing.T) {
 			if n, err := out.Read(line); string(line[:n]) != "up\n" {
 				t.Errorf("it said %q, %v", line[:n], err)
 			}
+			// Cgroups outlive a bed that is killed, until the next one starts.
+			if left, err := filepath.Glob("/sys/fs/cgroup/memory/kata-qat-kube-*"); err != nil || len(left) > 1 {
+				t.Errorf("cgroups of beds: %v, %v, expected one at most", left, err)
+			}
 			if err := cmd.Process.Signal(tt.signal); err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +204,6 @@ func TestABedDiesWithItsProgram(t *testing.T) {
 }
 
 // everything are the processes, mounts and files by which the child would be seen.
-// Cgroups are not among them: those of a killed bed go when the next one starts.
 func everything(t *testing.T) []string {
 	t.Helper()
 	var all []string
