@@ -125,13 +125,23 @@ cluster-test: helm-tools kube-tools ## lint and render the chart, and apply it t
 	@$(TEST) -tags kube -count 1 -timeout $(BEDTIME) ./internal/kubeevents ./provision/cluster ./deploy/...
 
 .PHONY: examples-setup
-examples-setup: $(TOOLS)/envoycheck ## unpack HAProxy, nginx and DPDK of Debian for the tests of deploy/examples
+examples-setup: $(TOOLS)/envoycheck $(TOOLS)/haproxy-ingress/controller ## unpack HAProxy, nginx and DPDK of Debian for the tests of deploy/examples
 	@test/examples/setup.sh
 
 $(TOOLS)/envoycheck: $(wildcard test/tools/envoycheck/*)
 	@echo "==> build the check of Envoy's configuration into $(TOOLS): a minute the first time"
 	@mkdir -p $(@D)
 	@cd test/tools/envoycheck && $(STATIC) -ldflags '-s -w' -o $(CURDIR)/$@ .
+
+# The controller's image is its program and the directory rootfs of its module.
+$(TOOLS)/haproxy-ingress/controller: test/tools/haproxyingress/go.mod test/tools/haproxyingress/go.sum
+	@echo "==> build the HAProxy ingress controller into $(TOOLS): some four minutes the first time"
+	@rm -rf $(@D)
+	@mkdir -p $(@D)
+	@cd test/tools/haproxyingress && $(GO) mod download github.com/jcmoraisjr/haproxy-ingress && \
+		cp -r "$$($(GO) list -m -f '{{.Dir}}' github.com/jcmoraisjr/haproxy-ingress)/rootfs" $(CURDIR)/$(@D)/ && \
+		$(STATIC) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/jcmoraisjr/haproxy-ingress/pkg
+	@chmod -R u+w $(@D)
 
 .PHONY: e2e
 e2e: build tools kube-tools helm-tools image examples-setup ## run the tests in a real Kubernetes cluster of one node (root)

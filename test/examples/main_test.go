@@ -7,14 +7,11 @@
 package examples
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -59,28 +56,6 @@ func loopbackUp() error {
 	}
 	request.SetUint16(unix.IFF_UP)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
-}
-
-// debian is the root with Debian's programs, made by setup.sh from these sources.
-func debian(t testing.TB) string {
-	t.Helper()
-	dir := filepath.Join(moduleRoot(t), "build", "examples")
-	if d := os.Getenv("KATA_QAT_EXAMPLES_DIR"); d != "" {
-		dir = d
-	}
-	sum := sha256.New()
-	for _, name := range []string{"setup.sh", "standin/qatengine.c", "standin/qatprovider.c"} {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum.Write(b)
-	}
-	built, err := os.ReadFile(filepath.Join(dir, "built"))
-	if want := hex.EncodeToString(sum.Sum(nil)); err != nil || strings.TrimSpace(string(built)) != want {
-		t.Fatalf("%s was not made by this setup.sh: run test/examples/setup.sh", dir)
-	}
-	return dir
 }
 
 // program is a command that runs a program of debian, with its own libraries.
