@@ -86,8 +86,8 @@ type kubeBench struct {
 
 var startEvent = regexp.MustCompile(`^(\S+ \S+ \S+) \S+ \S+ /tasks/start \{"container_id":"([0-9a-f]+)"`)
 
-// watchStarts notes when containerd started each container: kubelet looks for
-// that once a second only (Kubernetes, genericPlegRelistPeriod).
+// watchStarts notes when containerd started each container, before kubelet has
+// seen it and told the API server.
 func (b *kubeBench) watchStarts(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "ctr", "--namespace", "k8s.io", "events")
 	out, err := cmd.StdoutPipe()

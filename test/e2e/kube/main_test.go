@@ -98,7 +98,7 @@ func (s *suite) pod(name string, asks map[corev1.ResourceName]int) *corev1.Pod {
 // within is a context for something that takes a second or two on a quiet
 // machine.
 func (s *suite) within() context.Context {
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	s.t.Cleanup(cancel)
 	return ctx
 }
