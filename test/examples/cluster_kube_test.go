@@ -173,10 +173,11 @@ func (s *setUp) ready(deployment string) *corev1.Pod {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if len(pods.Items) != 1 {
-		s.t.Fatalf("%s has %d pods", deployment, len(pods.Items))
+	living := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(living) != 1 {
+		s.t.Fatalf("%s has %d pods", deployment, len(living))
 	}
-	return &pods.Items[0]
+	return &living[0]
 }
 
 func (s *setUp) inside(p *corev1.Pod, container, script string) string {
@@ -302,6 +303,25 @@ func TestTheIngressControllerServes(t *testing.T) {
 	if certificate() != first {
 		t.Error("the certificate was replaced")
 	}
+
+	// The same ingress goes on without hardware.
+	s.apply("haproxy-ingress/software")
+	p = s.ready("haproxy-ingress")
+	mustAnswer(t, p.Status.PodIP, first)
+	if p.Spec.RuntimeClassName != nil || len(groupsOf(t, p, "haproxy")) != 0 {
+		t.Errorf("without QAT it has a RuntimeClass or VFs: %v", p.Spec.RuntimeClassName)
+	}
+	if text := s.inside(p, "haproxy", "cat /etc/haproxy/haproxy.cfg"); strings.Contains(text, "ssl-provider") {
+		t.Error("without QAT the configuration is still that for QAT")
+	}
+
+	// With QAT or not at all, by the controller's own keys. Debian's HAProxy knows
+	// no engines and refuses them; ours is built with USE_ENGINE=1.
+	s.apply("haproxy-ingress/qat-required")
+	eventually(t, "HAProxy refuses the engine", func() bool {
+		logs, err := s.Kubectl(t.Context(), "logs", "--namespace", s.namespace, "--selector=app=haproxy-ingress", "--container=haproxy", "--tail=50", "--ignore-errors")
+		return err == nil && strings.Contains(logs, "'ssl-engine'")
+	})
 }
 
 func TestEnvoyRunsInACluster(t *testing.T) {

@@ -103,6 +103,7 @@ func TestHAProxyServesInSoftwareWithoutQAT(t *testing.T) {
 
 // The pod of the overlay qat has its two VFs, whatever becomes of them.
 func TestHAProxyWithTwoVFs(t *testing.T) {
+	n := startNode(t)
 	for _, c := range []struct {
 		name   string
 		env    map[string]string
@@ -118,7 +119,6 @@ func TestHAProxyWithTwoVFs(t *testing.T) {
 		{"with an engine that finds no device", map[string]string{"OPENSSL_ENGINES": "/modules", "STANDIN_NO_DEVICE": "1"}, "engine: finds no device it can use; of locked memory it may have ", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := startNode(t)
 			p := serve(t, n, "qat", c.env)
 			mustServe(t, p)
 			mustContain(t, "log", p.log("haproxy"), "qat-tls: ", c.says)

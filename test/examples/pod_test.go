@@ -4,6 +4,7 @@ package examples
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -76,6 +77,11 @@ func start(t testing.TB, n *simnode.Node, all []manifest, kind, name string, env
 	if p.Pod, err = n.RunPod(t.Context(), asked); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := p.Remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, c := range spec.InitContainers {
 		ctr := p.run(c, spec, hosts, env)
 		if code := exitCode(t, ctr); code != 0 {
