@@ -42,6 +42,9 @@ type Options struct {
 	SandboxDevices func(sandboxID string) []allocation.SpecDevice
 	Observer       Observer
 	Log            *logrus.Entry
+	// Later is given what need not be done while a pod waits; nil: it is done
+	// at once.
+	Later func(func())
 }
 
 // Observer is told what the plugin has done. Its functions must not wait: a pod
@@ -71,7 +74,12 @@ type made struct {
 }
 
 // New returns a plugin.
-func New(o Options) *Plugin { return &Plugin{o: o} }
+func New(o Options) *Plugin {
+	if o.Later == nil {
+		o.Later = func(f func()) { f() }
+	}
+	return &Plugin{o: o}
+}
 
 // Synchronize is told which pods and containers live: what we thought to know
 // before is forgotten.
@@ -145,10 +153,11 @@ func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *
 	if f := p.o.Observer.Injected; f != nil {
 		f(e.NumVFs(), took)
 	}
-	// The pod does not wait for a line in the log.
-	go p.log(pod, ctr).WithFields(logrus.Fields{
-		"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": took.String(),
-	}).Info("devices injected")
+	p.o.Later(func() {
+		p.log(pod, ctr).WithTime(start).WithFields(logrus.Fields{
+			"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": took.String(),
+		}).Info("devices injected")
+	})
 	return a, nil, nil
 }
 

@@ -111,12 +111,14 @@ func Run(ctx context.Context, o Options) error {
 			}
 		})
 	}
+	// In this order at the end: no more requests, then what they left to be done.
+	defer service.later.end()
 	defer shutdown(server, log)
 	logStart(log, o, monitor.Current())
 	plugin := nriplugin.New(nriplugin.Options{
 		Profile: o.Config.ProfileOf, MemlockAllowance: uint64(o.Config.MemlockAllowance),
 		Devices: monitor, Allocation: alloc, SandboxDevices: sandboxDevices(o),
-		Observer: service.observers.plugin(), Log: log,
+		Observer: service.observers.plugin(), Log: log, Later: service.later.do,
 	})
 	return plugin.Serve(ctx, nriplugin.Connection{
 		Socket: o.Config.NRI.Socket, Index: o.Config.NRI.Index, Log: log, OnState: notify(&service.connected, log),

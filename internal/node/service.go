@@ -28,6 +28,7 @@ type service struct {
 	alloc     *allocation.Resolver
 	connected atomic.Bool // to the container runtime
 	observers *observers
+	later     later
 	log       *logrus.Entry
 }
 
@@ -56,8 +57,11 @@ func (s *service) PrepareSandbox(ctx context.Context, r *nodev1.PrepareSandboxRe
 		})
 	}
 	answer.Annotations = e.Annotations
-	s.observers.injected(metrics.Sandbox, metrics.PrepareSandbox, e.NumVFs, time.Since(start))
-	log.WithFields(logrus.Fields{"devices": e.Annotations[edits.DevicesAnnotation], "took": time.Since(start).String()}).Info("sandbox prepared")
+	took := time.Since(start)
+	s.observers.injected(metrics.Sandbox, metrics.PrepareSandbox, e.NumVFs, took)
+	s.later.do(func() {
+		log.WithTime(start).WithFields(logrus.Fields{"devices": e.Annotations[edits.DevicesAnnotation], "took": took.String()}).Info("sandbox prepared")
+	})
 	return answer, nil
 }
 
