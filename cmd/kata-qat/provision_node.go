@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	daemon "github.com/kata-qat/kata-qat/internal/node"
 	"github.com/kata-qat/kata-qat/internal/output"
 	"github.com/kata-qat/kata-qat/provision/guest"
 	"github.com/kata-qat/kata-qat/provision/node"
@@ -83,7 +84,10 @@ func provisionNode(c *cli.Context) error {
 			return err
 		}
 	}
-	return nodeExit(c, run, done)
+	if err := nodeExit(c, run, done); err != nil || !run.undo {
+		return err
+	}
+	return daemon.Leave(o.Root, run.config)
 }
 
 func writePart(c *cli.Context, run *provisionRun, p node.Part) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	daemon "github.com/kata-qat/kata-qat/internal/node"
 	"github.com/kata-qat/kata-qat/internal/output"
 	runtimesetup "github.com/kata-qat/kata-qat/provision/runtime"
 )
@@ -80,7 +81,10 @@ func provisionRuntime(c *cli.Context) error {
 		}
 		return writeFiles(c.App.Writer, run.format, files)
 	}
-	return run.steps(c, steps)
+	if err := run.steps(c, steps); err != nil || !run.undo {
+		return err
+	}
+	return daemon.Leave(o.Root, run.config)
 }
 
 // writeFiles shows files whole, each behind its name.

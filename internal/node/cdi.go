@@ -108,7 +108,7 @@ func (c *cdiFiles) ours() map[string]bool {
 		c.log.WithError(err).Error("the CDI directory cannot be read")
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), c.domain+"-") && filepath.Ext(e.Name()) == ".json" {
+		if ourSpec(e.Name(), c.domain) {
 			names[e.Name()] = true
 		}
 	}

@@ -72,6 +72,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	// From here on this is the node's only daemon: it holds the socket.
+	if err := forgetLeaving(o); err != nil {
+		return errors.Join(err, server.Shutdown(ctx))
+	}
+	defer func() {
+		if err := leaveIfTold(o); err != nil {
+			log.WithError(err).Error("not everything is gone")
+		}
+	}()
 	cdi, err := writeCDI(o, monitor, log)
 	if err != nil {
 		return errors.Join(err, server.Shutdown(ctx))
@@ -230,10 +238,13 @@ func sandboxDevices(o Options) func(id string) []allocation.SpecDevice {
 	}
 }
 
+// confDir is where the run directory has the configuration files of the VFs.
+const confDir = "conf"
+
 func newMonitor(o Options, log *logrus.Entry) (*devices.Monitor, error) {
 	d := devices.Options{Root: o.Root, Conf: o.Config.Conf.Options, AllowNoIOMMU: o.Config.AllowNoIOMMU, Log: log}
 	if o.Config.Conf.Inject {
-		d.ConfDir = filepath.Join(o.Config.RunDir, "conf")
+		d.ConfDir = filepath.Join(o.Config.RunDir, confDir)
 	}
 	return devices.NewMonitor(d)
 }

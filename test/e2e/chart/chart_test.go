@@ -134,21 +134,17 @@ func (c *cluster) runPod(name string) {
 	}
 }
 
-// files are those of the node where the chart has some, with their sizes. What is
-// in memory only and may be mounted into pods is not among them: CDI specs and
-// configuration files. Nobody is there to remove them after the daemon.
+// files are those of the node where the chart has some, with their sizes.
 func (c *cluster) files() []string {
 	c.t.Helper()
 	var all []string
-	for _, dir := range []string{"/etc", "/opt", "/usr/local", "/var/lib/kata-qat", "/run/kata-qat", "/var/lib/kubelet/device-plugins"} {
+	for _, dir := range []string{"/etc", "/opt", "/usr/local", "/var/lib/kata-qat", "/run/kata-qat", "/run/cdi", "/var/lib/kubelet/device-plugins"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			switch {
 			case os.IsNotExist(err):
 				return nil
 			case err != nil:
 				return err
-			case path == "/run/kata-qat/conf":
-				return fs.SkipDir
 			case d.IsDir(), d.Name() == "kubelet_internal_checkpoint": // kubelet's own
 				return nil
 			}
