@@ -30,6 +30,7 @@ var heavy = map[string]string{
 	"k8s.io/apimachinery/pkg/apis/meta/v1":                        "objects of the API server",
 	"k8s.io/apimachinery/pkg/util/validation":                     "comes with client-go",
 	"k8s.io/client-go/dynamic":                                    "provision cluster: a client for all kinds instead of one for each",
+	"k8s.io/client-go/features":                                   "comes with client-go; little without the race detector",
 	"k8s.io/client-go/plugin/pkg/client/auth/exec":                "kubeconfigs whose credentials a program gives",
 	"k8s.io/cri-api/pkg/apis/runtime/v1":                          "whether containerd took a new runtime",
 	"k8s.io/kubelet/pkg/apis/podresources/v1":                     "kubelet's word on who holds what",
