@@ -59,9 +59,11 @@ func start(ctx context.Context, m machine.Machine, bundle string) error {
 	if err != nil {
 		return err
 	}
+	// Without KVM: the guest would need QEMU's emulation of SVM, which is sound on
+	// one CPU only, and it has work for two.
 	args := []string{
 		"-daemonize", "-pidfile", m.PIDFile(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-accel", "kvm", "-machine", "pc", "-m", "32",
+		"-accel", "tcg,tb-size=32", "-machine", "pc", "-m", "32",
 		"-chardev", "socket,id=serial,server=on,wait=off,path=" + m.Serial() + ",logfile=" + m.Console(), "-serial", "chardev:serial",
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=4",
 		"-kernel", machine.Payload, "-append", m.Word(),
