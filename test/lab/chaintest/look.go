@@ -33,8 +33,8 @@ const (
 // view is what the host sees of the one PF.
 type view struct {
 	pf       *qat.PF
-	requests [engines]uint64                      // the firmware's counters
-	messages [(messagesEnd - messages) / 8]uint64 // the last word of each VF
+	requests [engines]uint64 // the firmware's counters
+	messages map[int]string  // the last word of VFs that wrote one, by index, as the payload says it
 }
 
 func look() (*view, error) {
@@ -45,7 +45,7 @@ func look() (*view, error) {
 	if len(inv.PFs) != 1 {
 		return nil, fmt.Errorf("the guest has %d PFs, expected 1", len(inv.PFs))
 	}
-	v := &view{pf: &inv.PFs[0]}
+	v := &view{pf: &inv.PFs[0], messages: map[int]string{}}
 	vitals := qat.ReadVitals("/", v.pf)
 	if vitals.Err != nil {
 		return nil, vitals.Err
@@ -69,8 +69,10 @@ func (v *view) readMessages() error {
 	if err != nil {
 		return fmt.Errorf("map %s: %w", file, err)
 	}
-	for i := range v.messages {
-		v.messages[i] = atomic.LoadUint64((*uint64)(unsafe.Pointer(&bar[messages+8*i])))
+	for i := range (messagesEnd - messages) / 8 {
+		if w := atomic.LoadUint64((*uint64)(unsafe.Pointer(&bar[messages+8*i]))); w != 0 {
+			v.messages[i] = fmt.Sprintf("%08x", w)
+		}
 	}
 	return unix.Munmap(bar)
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"strconv"
@@ -119,14 +120,10 @@ func podWith(ctx context.Context, b *bed.Bed) error {
 	if err != nil {
 		return err
 	}
-	word, err := strconv.ParseUint(m.Word(), 16, 64)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("the payload wrote %#x and made %d requests\n", word, requests)
-	wantRequests, wantMessages := before.requests, before.messages
+	fmt.Printf("the payload wrote %s and made %d requests\n", m.Word(), requests)
+	wantRequests, wantMessages := before.requests, maps.Clone(before.messages)
 	wantRequests[vf.Index%len(wantRequests)] += requests
-	wantMessages[vf.Index] = word
+	wantMessages[vf.Index] = m.Word()
 	if requests == 0 {
 		return errors.New("the payload made no request")
 	}
