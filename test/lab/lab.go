@@ -108,13 +108,26 @@ func Boot(ctx context.Context, cfg Config) (*Result, error) {
 	if err := l.writeInitrd(ctx, initrd, cfg); err != nil {
 		return nil, fmt.Errorf("lab: make the initrd: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
-	defer cancel()
-	res, err := l.run(ctx, qemuArgs(cfg, filepath.Join(l.dir, "vmlinux"), initrd), cfg.Log)
+	args := qemuArgs(cfg, filepath.Join(l.dir, "vmlinux"), initrd)
+	res, err := l.runFor(ctx, cfg, args)
+	// What the emulation did to the guest says nothing of what is tested. A disk
+	// is not what it was any more.
+	for again := 0; again < 2 && errors.Is(err, errLostTimer) && cfg.Disk == ""; again++ {
+		if cfg.Log != nil {
+			fmt.Fprintf(cfg.Log, "lab: %v: once more\n", err)
+		}
+		res, err = l.runFor(ctx, cfg, args)
+	}
 	if err != nil {
 		return res, fmt.Errorf("lab: %w", err)
 	}
 	return res, nil
+}
+
+func (l *lab) runFor(ctx context.Context, cfg Config, args []string) (*Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	return l.run(ctx, args, cfg.Log)
 }
 
 // Run boots a guest for a test, which fails unless the command exits with 0.

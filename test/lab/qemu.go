@@ -30,7 +30,9 @@ func emulated(family string) bool { return slices.Contains(families, family) }
 // qemuArgs is QEMU's command line for a guest. Its console is QEMU's standard
 // output, its report file descriptor 3.
 func qemuArgs(cfg Config, kernel, initrd string) []string {
-	cpu, machine, cmdline := "max", "q35", "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check"
+	// Under emulation an interrupt of a CPU's timer is lost now and then. A
+	// periodic timer ticks on; one that is set for each tick is never set again.
+	cpu, machine, cmdline := "max", "q35", "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check nohz=off highres=off"
 	if cfg.Nested {
 		cpu += ",+svm"
 	}
@@ -94,11 +96,14 @@ func (l *lab) run(ctx context.Context, args []string, log io.Writer) (*Result, e
 		return nil, err
 	}
 	defer rd.Close()
-	var console, stderr bytes.Buffer
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	console := &console{stuck: func() { cancel(errLostTimer) }}
+	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	// Only QEMU itself can load the device emulation.
 	cmd.Env = append(os.Environ(), "LD_PRELOAD="+filepath.Join(l.dir, "qatemu.so"))
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &console, &stderr, []*os.File{wr}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = console, &stderr, []*os.File{wr}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
@@ -119,7 +124,7 @@ func (l *lab) run(ctx context.Context, args []string, log io.Writer) (*Result, e
 	res := &Result{}
 	followErr := follow(rd, res, log)
 	qemuErr := <-ended
-	res.Total, res.Console = time.Since(start), console.String()
+	res.Total, res.Console = time.Since(start), console.text.String()
 	res.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	switch {
 	case followErr == nil:
@@ -130,6 +135,29 @@ func (l *lab) run(ctx context.Context, args []string, log io.Writer) (*Result, e
 		return res, fmt.Errorf("run QEMU: %w: %s", qemuErr, &stderr)
 	}
 	return res, fmt.Errorf("%w: console:\n%s%s", followErr, tail(res.Console), &stderr)
+}
+
+// errLostTimer is a guest that waits for an interrupt of a timer that QEMU's
+// emulation has lost.
+var errLostTimer = errors.New("QEMU lost a timer of the guest's")
+
+// console keeps what a guest's kernel says, and tells of a lost timer.
+type console struct {
+	text  bytes.Buffer
+	stuck func()
+}
+
+// lostTimer is how the kernel says so, after some twenty seconds (Linux,
+// kernel/rcu/tree_stall.h, rcu_check_gp_kthread_expired_fqs_timer).
+const lostTimer = "timer wakeup didn't happen"
+
+func (c *console) Write(p []byte) (int, error) {
+	from := max(0, c.text.Len()-len(lostTimer)) // it may come in two pieces
+	c.text.Write(p)
+	if bytes.Contains(c.text.Bytes()[from:], []byte(lostTimer)) {
+		c.stuck()
+	}
+	return len(p), nil
 }
 
 // errWentDown is a guest that ended without a last word.

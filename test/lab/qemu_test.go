@@ -101,3 +101,23 @@ func TestALabThatIsNotSetUpSaysHowToSetItUp(t *testing.T) {
 		t.Errorf("error %v, expected one that says how to set up the lab", err)
 	}
 }
+
+func TestALostTimerIsNoticedWhereverTheConsoleIsCut(t *testing.T) {
+	line := "[   37.3] rcu: rcu_preempt kthread timer wakeup didn't happen for 5251 jiffies!\n"
+	for cut := range line {
+		stuck := false
+		c := console{stuck: func() { stuck = true }}
+		for _, part := range []string{"[   12.9] DMAR: fault\n", line[:cut], line[cut:]} {
+			if _, err := c.Write([]byte(part)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !stuck {
+			t.Fatalf("not noticed when cut after %q", line[:cut])
+		}
+	}
+	c := console{stuck: func() { t.Error("a guest is stuck that says nothing of it") }}
+	if _, err := c.Write([]byte("[   12.9] DMAR: fault\n")); err != nil {
+		t.Fatal(err)
+	}
+}
