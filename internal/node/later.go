@@ -18,33 +18,45 @@ type later struct {
 // the creation of a container within milliseconds.
 const afterStart = 100 * time.Millisecond
 
-// do has f called in a while; at once when everything is coming to its end.
+// do has f called in a while; at once when everything is coming to its end. It
+// waits for nothing.
 func (l *later) do(f func()) {
+	if !l.add(f) {
+		f()
+	}
+}
+
+func (l *later) add(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ended {
-		f()
-		return
+		return false
 	}
 	l.queue = append(l.queue, f)
 	if len(l.queue) == 1 {
 		time.AfterFunc(afterStart, l.flush)
 	}
+	return true
 }
 
+// flush does what is due without the lock: a pod may start meanwhile.
 func (l *later) flush() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, f := range l.queue {
+	for _, f := range l.take(false) {
 		f()
 	}
-	l.queue = nil
+}
+
+func (l *later) take(last bool) []func() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due := l.queue
+	l.queue, l.ended = nil, l.ended || last
+	return due
 }
 
 // end does what is left without waiting for its time.
 func (l *later) end() {
-	l.flush()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = true
+	for _, f := range l.take(true) {
+		f()
+	}
 }

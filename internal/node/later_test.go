@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,25 +11,34 @@ import (
 func TestLaterKeepsTheOrderAndLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l later
-		var done []int // written with l's lock held
+		var mu sync.Mutex
+		var done []int
+		count := func(i int) func() {
+			return func() {
+				mu.Lock()
+				defer mu.Unlock()
+				done = append(done, i)
+			}
+		}
 		for i := range 3 {
-			l.do(func() { done = append(done, i) })
+			l.do(count(i))
 		}
 		time.Sleep(afterStart / 2)
-		l.mu.Lock()
+		mu.Lock()
 		early := len(done)
-		l.mu.Unlock()
+		mu.Unlock()
 		if early > 0 {
 			t.Fatalf("%d done before their time", early)
 		}
 		time.Sleep(afterStart)
 		synctest.Wait()
-		l.do(func() { done = append(done, 3) })
+		l.do(count(3))
 		l.end()
-		l.do(func() { done = append(done, 4) })
+		l.do(count(4))
+		mu.Lock()
+		defer mu.Unlock()
 		if want := []int{0, 1, 2, 3, 4}; !slices.Equal(done, want) {
 			t.Errorf("done %v, expected %v", done, want)
 		}
-		time.Sleep(afterStart) // the last timer finds nothing
 	})
 }
