@@ -155,7 +155,7 @@ func (p *Plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *
 	}
 	p.o.Later(func() {
 		p.log(pod, ctr).WithTime(start).WithFields(logrus.Fields{
-			"devices": e.Annotations[edits.DevicesAnnotation], "profile": string(profile), "source": e.Source(), "took": took.String(),
+			"devices": e.Summary(), "profile": string(profile), "source": e.Source(), "took": took.String(),
 		}).Info("devices injected")
 	})
 	return a, nil, nil
@@ -189,7 +189,7 @@ func (p *Plugin) ValidateContainerAdjustment(ctx context.Context, req *api.Valid
 	}
 	if missing := e.Missing(ctr, req.GetAdjust()); len(missing) > 0 {
 		err := named(pod, ctr, refusal.Undone, fmt.Errorf("it holds %s and would be created without %s: the plugin was not heard or another NRI plugin undid its changes; see the log of kata-qat nri-plugin",
-			e.Annotations[edits.DevicesAnnotation], strings.Join(missing, ", ")))
+			e.Summary(), strings.Join(missing, ", ")))
 		p.refused(pod, ctr, err)
 		return err
 	}

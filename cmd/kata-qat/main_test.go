@@ -33,7 +33,7 @@ var (
 	otherID   = containerstest.ID("a99b")
 )
 
-const appSpec = `{"process":{"env":["A=b","QAT=1"]},"annotations":{"kata-qat.io/injected":"{\"env\":[\"QAT\"]}"},"linux":{"devices":[{"path":"/dev/vfio/100","type":"c","major":511,"minor":200}]}}`
+const appSpec = `{"process":{"env":["A=b","QAT=1"]},"annotations":{"kata-qat.io/injected":"env=QAT"},"linux":{"devices":[{"path":"/dev/vfio/100","type":"c","major":511,"minor":200}]}}`
 
 // host is a host with a QAT device, a pod and a container whose spec is broken.
 func host(t *testing.T) string {

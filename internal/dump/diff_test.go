@@ -52,7 +52,7 @@ func TestDiffOfAPodIsSideBySideWhereThereIsRoom(t *testing.T) {
 			l, r, _ := strings.Cut(line, between)
 			left, right = append(left, strings.TrimSpace(l)), append(right, strings.TrimSpace(r))
 		}
-		for _, want := range []string{`"kata-qat.io/devices":"cy=0000:6b:00.1,cy=0000:6b:00.2"`, `"path":"/dev/vfio/101"`} {
+		for _, want := range []string{`cy=0000:6b:00.1,cy=0000:6b:00.2`, `"path":"/dev/vfio/101"`} {
 			for name, column := range map[string][]string{"sandbox": left, "container": right} {
 				if !strings.Contains(strings.ReplaceAll(strings.Join(column, ""), " ", ""), want) {
 					t.Errorf("%d columns: %s is not in the column of the %s:\n%s", width, want, name, text)
@@ -96,7 +96,7 @@ func TestDiffIsColouredOnlyWhenAsked(t *testing.T) {
 		t.Errorf("colours for what is no terminal: %q", plain)
 	}
 	painted := diffs(t, output.Table, output.Always(), entries...)
-	for _, want := range []string{"\x1b[32m+ \"kata-qat.io/devices\"", "\x1b[31m- {\"fileMode\":384", "\x1b[36m@@ linux.devices @@"} {
+	for _, want := range []string{"\x1b[32m+ \"kata-qat.io/injected\"", "\x1b[31m- {\"fileMode\":384", "\x1b[36m@@ linux.devices @@"} {
 		if !strings.Contains(painted, want) {
 			t.Errorf("no %q in %q", want, painted)
 		}
@@ -122,12 +122,16 @@ func TestSandboxIsComparedWithWhatTheShimKept(t *testing.T) {
 }
 
 func TestMalformedRecords(t *testing.T) {
-	good := collectOne(t, `{"annotations":{"kata-qat.io/injected":"{\"profile\":\"vfio\"}"}}`)
+	good := collectOne(t, `{"annotations":{"kata-qat.io/injected":"profile=vfio"}}`)
 	for _, c := range []struct{ record, part string }{
-		{`nonsense`, "invalid character"},
-		{`{"devices":"all"}`, "devices"},
-		{`{"owned":{"/dev/vfio/1":"rw root"}}`, `"rw root" is no mode and owner of /dev/vfio/1`},
-		{`{"owned":{"/dev/vfio/1":"0600 0:-1"}}`, `"0600 0:-1" is no mode and owner`},
+		{`nonsense`, `"nonsense": expected a name and values`},
+		{`devices=all`, `field "devices" is unknown`},
+		{`nodes=/dev/%zz`, `nodes: invalid URL escape`},
+		{`owned=/dev/vfio/1`, "owned=/dev/vfio/1: expected a node and what it had"},
+		{`owned=/dev/vfio/1,rw%20root`, `"rw root" is no mode and owner of /dev/vfio/1`},
+		{`owned=/dev/vfio/1,0600:0:-1`, `"0600:0:-1" is no mode and owner`},
+		{`memlock=1`, "memlock=1: expected the soft and the hard limit"},
+		{`memlock=1,-1`, "memlock=1,-1: expected the soft and the hard limit"},
 	} {
 		b, err := json.Marshal(map[string]any{"annotations": map[string]string{"kata-qat.io/injected": c.record}})
 		if err != nil {
@@ -154,7 +158,7 @@ func collectOne(t *testing.T, spec string) Entry {
 func TestWhatAPodWroteCannotDriveTheTerminal(t *testing.T) {
 	hostile := "\x1b]0;owned\x07\u009b2J\u202e"
 	b, err := json.Marshal(map[string]any{"process": map[string]any{"env": []string{"QAT=" + hostile}},
-		"annotations": map[string]string{"kata-qat.io/devices": hostile, "kata-qat.io/injected": `{"env":["QAT"],"mounts":["` + "/\u009b" + `"]}`}})
+		"annotations": map[string]string{"kata-qat.io/devices": hostile, "kata-qat.io/injected": "env=QAT mounts=/\u009b"}})
 	if err != nil {
 		t.Fatal(err)
 	}

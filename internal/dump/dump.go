@@ -46,7 +46,7 @@ func ParseSource(s string) (Source, error) {
 // Entry is one container with what was injected into it, in short.
 type Entry struct {
 	containers.Container
-	Injected string // "cy=0000:6b:00.1,…": the annotation edits.DevicesAnnotation
+	Injected string // "cy=0000:6b:00.1,…": see edits.Injected
 	Devices  int    // entries of linux.devices
 }
 
@@ -106,7 +106,7 @@ func entry(c containers.Container) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	return Entry{Container: c, Injected: f.Annotations[edits.DevicesAnnotation], Devices: len(f.Linux.Devices)}, nil
+	return Entry{Container: c, Injected: edits.Injected(f.Annotations), Devices: len(f.Linux.Devices)}, nil
 }
 
 // list returns what there is to select from.

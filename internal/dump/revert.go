@@ -59,9 +59,7 @@ func Revert(spec map[string]any, r *edits.Record) (map[string]any, []string, err
 	if r.Memlock != nil {
 		v.restoreMemlock(*r.Memlock)
 	}
-	for _, key := range []string{edits.DevicesAnnotation, edits.RecordAnnotation} {
-		update(v.spec, func(any) any { return nil }, []string{"annotations", key})
-	}
+	update(v.spec, func(any) any { return nil }, []string{"annotations", edits.RecordAnnotation})
 	return v.spec, v.missing, nil
 }
 
@@ -85,13 +83,13 @@ func (v *reversal) removeRule(node object) {
 }
 
 // restoreOwner gives a node that was there before its mode and owner back:
-// "0600 0:0".
+// "0600:0:0".
 func (v *reversal) restoreOwner(path, was string) error {
-	mode, owner, ok := strings.Cut(was, " ")
+	mode, owner, ok := strings.Cut(was, ":")
 	uid, gid, ok2 := strings.Cut(owner, ":")
 	m, err := strconv.ParseUint(mode, 8, 32)
 	if err != nil || !ok || !ok2 || !isID(uid) || !isID(gid) {
-		return fmt.Errorf("%q is no mode and owner of %s: expected one such as \"0600 0:0\"", was, path)
+		return fmt.Errorf("%q is no mode and owner of %s: expected one such as 0600:0:0", was, path)
 	}
 	var node object
 	v.list(func(list []any) []any {

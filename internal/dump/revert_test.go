@@ -119,14 +119,14 @@ func TestRevertOfWhatNRIMade(t *testing.T) {
 	// adds a second limit.
 	after, err := Decode([]byte(`{
 		"process": {"rlimits": [{"type": "RLIMIT_MEMLOCK", "soft": 1, "hard": 2}, {"type": "RLIMIT_NOFILE", "soft": 1, "hard": 1}, {"type": "RLIMIT_MEMLOCK", "soft": 9, "hard": 9}]},
-		"annotations": {"kata-qat.io/devices": "x", "kata-qat.io/injected": "y", "other": "kept"},
+		"annotations": {"kata-qat.io/injected": "y", "other": "kept"},
 		"linux": {
 			"resources": {"devices": [{"allow": true, "type": "c", "major": 511, "minor": 7, "access": "rwm"}, {"allow": true, "type": "c", "major": 511, "minor": 7, "access": "rw"}]},
 			"devices": [{"path": "/dev/vfio/7", "type": "c", "major": 511, "minor": 7, "fileMode": 432, "uid": 5, "gid": 5}]}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, missing, err := Revert(after, &edits.Record{Owned: map[string]string{"/dev/vfio/7": "0640 0:44"}, Memlock: &edits.Limit{Soft: 1, Hard: 2}})
+	got, missing, err := Revert(after, &edits.Record{Owned: map[string]string{"/dev/vfio/7": "0640:0:44"}, Memlock: &edits.Limit{Soft: 1, Hard: 2}})
 	if err != nil || missing != nil {
 		t.Fatal(err, missing)
 	}
@@ -141,7 +141,7 @@ func TestRevertOfWhatNRIMade(t *testing.T) {
 
 func TestRevertNamesWhatSomebodyElseRemoved(t *testing.T) {
 	record := &edits.Record{
-		Devices: []string{"/dev/vfio/7"}, Owned: map[string]string{"/dev/vfio/8": "0600 0:0"}, Mounts: []string{"/etc/m"}, Env: []string{"E"}, Memlock: &edits.Limit{Soft: 1, Hard: 1},
+		Devices: []string{"/dev/vfio/7"}, Owned: map[string]string{"/dev/vfio/8": "0600:0:0"}, Mounts: []string{"/etc/m"}, Env: []string{"E"}, Memlock: &edits.Limit{Soft: 1, Hard: 1},
 	}
 	// The odd one has something else where a list should be.
 	for _, spec := range []string{`{}`, `{"mounts": [], "process": {"env": ["EE=1", "E"]}}`, `{"mounts": {"a": 1}, "linux": 3, "process": {"env": [{}], "rlimits": "x"}, "annotations": []}`} {

@@ -51,12 +51,10 @@ type Edits struct {
 	CDI cdi.ContainerEdits
 	// Memlock is the RLIMIT_MEMLOCK that the container needs at least, in bytes.
 	Memlock uint64
-	// Annotations are added to the spec.
-	Annotations map[string]string
 
 	profile Profile
 	source  string
-	vfs     []string
+	vfs     []VF
 }
 
 // Container returns the changes that give a container the VFs. The order of
@@ -69,31 +67,30 @@ func Container(vfs []VF, o Options) *Edits {
 		Memlock: saturatingAdd(uint64(len(vfs))*MemlockPerVF, o.MemlockAllowance),
 		profile: o.Profile,
 		source:  o.Source,
-		vfs:     make([]string, len(vfs)),
+		vfs:     vfs,
 	}
+	node := o.nodes()
 	e.CDI.DeviceNodes = make([]*cdi.DeviceNode, 0, len(vfs)+1)
-	e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, o.node(o.Control))
+	e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, node(o.Control))
 	e.CDI.Mounts = make([]*cdi.Mount, 0, len(vfs))
-	for i, v := range vfs {
-		e.vfs[i] = string(v.Address)
+	for _, v := range vfs {
 		if !hasNode(e.CDI.DeviceNodes, v.Group) {
-			e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, o.node(v.Group))
+			e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, node(v.Group))
 		}
 		if v.ConfSource != "" {
-			e.CDI.Mounts = append(e.CDI.Mounts, &cdi.Mount{
-				HostPath: v.ConfSource, ContainerPath: v.ConfPath, Type: "bind",
-				Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"},
-			})
+			e.CDI.Mounts = append(e.CDI.Mounts, &cdi.Mount{HostPath: v.ConfSource, ContainerPath: v.ConfPath, Type: "bind", Options: confOptions})
 		}
 	}
 	e.CDI.Env = environment(vfs)
-	e.Annotations = map[string]string{DevicesAnnotation: summary(vfs)}
 	return e
 }
 
-// summary is the value of DevicesAnnotation.
+// Summary names the VFs for people: "cy=0000:6b:00.1,cy=0000:6b:00.2".
+func (e *Edits) Summary() string { return summary(e.vfs) }
+
 func summary(vfs []VF) string {
 	var b strings.Builder
+	b.Grow(len(vfs) * len("generic=0000:6b:00.1,"))
 	for i, v := range vfs {
 		if i > 0 {
 			b.WriteByte(',')
@@ -115,6 +112,7 @@ func environment(vfs []VF) []string {
 			continue
 		}
 		var b strings.Builder
+		b.Grow(len(EnvPrefix) + len(v.Resource) + len(vfs)*len("=0000:6b:00.1"))
 		b.WriteString(EnvName(v.Resource))
 		sep := byte('=')
 		for _, w := range vfs[i:] {
@@ -129,10 +127,13 @@ func environment(vfs []VF) []string {
 	return env
 }
 
+// EnvPrefix begins every name of a variable that a container gets.
+const EnvPrefix = "PCIDEVICE_"
+
 // EnvName is the name of the variable that lists the addresses of a resource's
 // VFs: "qat.intel.com/cy" gives PCIDEVICE_QAT_INTEL_COM_CY.
 func EnvName(resource string) string {
-	return "PCIDEVICE_" + strings.Map(func(r rune) rune {
+	return EnvPrefix + strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z':
 			return r - 'a' + 'A'
@@ -143,13 +144,19 @@ func EnvName(resource string) string {
 	}, resource)
 }
 
-func (o Options) node(n vfio.Node) *cdi.DeviceNode {
+// nodes returns a function that makes nodes, all of the same owner and mode.
+func (o Options) nodes() func(vfio.Node) *cdi.DeviceNode {
 	mode, uid, gid := nodeMode, o.UID, o.GID
-	return &cdi.DeviceNode{
-		Path: n.Path, Type: "c", Major: int64(n.Major), Minor: int64(n.Minor),
-		FileMode: &mode, Permissions: "rw", UID: &uid, GID: &gid,
+	return func(n vfio.Node) *cdi.DeviceNode {
+		return &cdi.DeviceNode{
+			Path: n.Path, Type: "c", Major: int64(n.Major), Minor: int64(n.Minor),
+			FileMode: &mode, Permissions: "rw", UID: &uid, GID: &gid,
+		}
 	}
 }
+
+// confOptions are those of the mount of a configuration file.
+var confOptions = []string{"bind", "ro", "nosuid", "nodev", "noexec"}
 
 func hasNode(nodes []*cdi.DeviceNode, n vfio.Node) bool {
 	return slices.ContainsFunc(nodes, func(d *cdi.DeviceNode) bool { return d.Path == n.Path })
@@ -183,11 +190,11 @@ type presentDevice struct {
 
 // change is what is left to do to a spec once what it has is known.
 type change struct {
-	devices     []*cdi.DeviceNode
-	mounts      []*cdi.Mount
-	env         []string
-	memlock     *Limit
-	annotations map[string]string
+	devices []*cdi.DeviceNode
+	mounts  []*cdi.Mount
+	env     []string
+	memlock *Limit
+	record  string // for the annotation
 }
 
 // NumVFs is the number of VFs that the container holds.
@@ -201,8 +208,14 @@ func (e *Edits) Source() string { return e.source }
 // is never lowered. A node or a name that is taken by something else is an
 // error: silently using it would hand the container a foreign device.
 func (e *Edits) against(p present) (*change, error) {
-	c := &change{annotations: make(map[string]string, len(e.Annotations)+1)}
-	rec := Record{Profile: e.profile, Source: e.source, VFs: e.vfs}
+	c := &change{
+		devices: make([]*cdi.DeviceNode, 0, len(e.CDI.DeviceNodes)),
+		mounts:  make([]*cdi.Mount, 0, len(e.CDI.Mounts)),
+	}
+	rec := Record{
+		Profile: e.profile, Source: e.source, VFs: e.Summary(),
+		Devices: make([]string, 0, len(e.CDI.DeviceNodes)), Mounts: make([]string, 0, len(e.CDI.Mounts)),
+	}
 	for _, d := range e.CDI.DeviceNodes {
 		have, err := p.find(d)
 		switch {
@@ -218,7 +231,7 @@ func (e *Edits) against(p present) (*change, error) {
 			if rec.Owned == nil {
 				rec.Owned = make(map[string]string)
 			}
-			rec.Owned[have.path] = fmt.Sprintf("%04o %d:%d", have.mode.Perm(), have.uid, have.gid)
+			rec.Owned[have.path] = fmt.Sprintf("%04o:%d:%d", have.mode.Perm(), have.uid, have.gid)
 		}
 	}
 	for _, m := range e.CDI.Mounts {
@@ -241,10 +254,7 @@ func (e *Edits) against(p present) (*change, error) {
 			*rec.Memlock = *p.memlock
 		}
 	}
-	for k, v := range e.Annotations {
-		c.annotations[k] = v
-	}
-	c.annotations[RecordAnnotation] = rec.String()
+	c.record = rec.String()
 	return c, nil
 }
 

@@ -100,7 +100,7 @@ func TestContainerEdits(t *testing.T) {
 				"mounts":  cmp.Diff(tc.mounts, mounts),
 				"env":     cmp.Diff(tc.env, e.CDI.Env),
 				"memlock": cmp.Diff(tc.memlock, e.Memlock),
-				"summary": cmp.Diff(tc.summary, e.Annotations[DevicesAnnotation]),
+				"summary": cmp.Diff(tc.summary, e.Summary()),
 			} {
 				if diff != "" {
 					t.Errorf("%s (-want +got):\n%s", what, diff)
@@ -171,7 +171,7 @@ var presentCases = map[string]struct {
 		have: []func(*specs.Spec){withDevice("/dev/vfio/vfio", 10, 196, 0o666, 0, 0), withDevice("/dev/vfio/41", 511, 1, 0o600, 0, 0)},
 		uid:  1000,
 		want: Record{
-			Owned:  map[string]string{"/dev/vfio/41": "0600 0:0"},
+			Owned:  map[string]string{"/dev/vfio/41": "0600:0:0"},
 			Mounts: []string{"/etc/4xxxvf_dev0.conf"}, Env: []string{"PCIDEVICE_QAT_INTEL_COM_CY"}, Memlock: &Limit{},
 		},
 		memlock: 80 << 20,
@@ -224,7 +224,7 @@ func TestOnlyWhatIsMissingIsAdded(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := tc.want
-			want.Profile, want.Source, want.VFs = ProfileVFIO, "pool", []string{"0000:6b:00.1"}
+			want.Profile, want.Source, want.VFs = ProfileVFIO, "pool", "cy=0000:6b:00.1"
 			if diff := cmp.Diff(&want, rec); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}

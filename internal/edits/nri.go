@@ -15,13 +15,16 @@ func (e *Edits) Adjustment(ctr *api.Container) (*api.ContainerAdjustment, error)
 		return nil, err
 	}
 	a := &api.ContainerAdjustment{}
-	for _, d := range c.devices {
-		a.AddDevice(&api.LinuxDevice{
-			Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor,
-			// api.FileMode takes an os.FileMode or nothing: an untyped number
-			// is dropped silently and the node comes out as 0666.
-			FileMode: api.FileMode(*d.FileMode), Uid: api.UInt32(*d.UID), Gid: api.UInt32(*d.GID),
-		})
+	if len(c.devices) > 0 {
+		// They are all of one owner and mode. api.FileMode takes an os.FileMode
+		// or nothing: an untyped number is dropped silently and the node comes
+		// out as 0666.
+		d := c.devices[0]
+		mode, uid, gid := api.FileMode(*d.FileMode), api.UInt32(*d.UID), api.UInt32(*d.GID)
+		a.Linux = &api.LinuxContainerAdjustment{Devices: make([]*api.LinuxDevice, 0, len(c.devices))}
+		for _, d := range c.devices {
+			a.AddDevice(&api.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: mode, Uid: uid, Gid: gid})
+		}
 	}
 	for _, m := range c.mounts {
 		a.AddMount(&api.Mount{Source: m.HostPath, Destination: m.ContainerPath, Type: m.Type, Options: m.Options})
@@ -33,9 +36,7 @@ func (e *Edits) Adjustment(ctr *api.Container) (*api.ContainerAdjustment, error)
 	if c.memlock != nil {
 		a.AddRlimit(rlimitMemlock, c.memlock.Hard, c.memlock.Soft)
 	}
-	for k, v := range c.annotations {
-		a.AddAnnotation(k, v)
-	}
+	a.AddAnnotation(RecordAnnotation, c.record)
 	return a, nil
 }
 

@@ -31,11 +31,9 @@ func (e *Edits) Apply(s *specs.Spec) error {
 		setMemlock(s.Process, *c.memlock)
 	}
 	if s.Annotations == nil {
-		s.Annotations = make(map[string]string, len(c.annotations))
+		s.Annotations = make(map[string]string, 1)
 	}
-	for k, v := range c.annotations {
-		s.Annotations[k] = v
-	}
+	s.Annotations[RecordAnnotation] = c.record
 	return nil
 }
 

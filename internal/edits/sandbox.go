@@ -30,11 +30,11 @@ func Sandbox(vfs []VF, profile Profile, annotations map[string]string) *SandboxE
 		return nil
 	}
 	// The sandbox's process is root's, and Kata opens the host's node itself.
-	root := Options{}
+	root := Options{}.nodes()
 	e := &SandboxEdits{Annotations: map[string]string{DevicesAnnotation: summary(vfs)}, NumVFs: len(vfs)}
 	for _, v := range vfs {
 		if !hasNode(e.CDI.DeviceNodes, v.Group) {
-			e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, root.node(v.Group))
+			e.CDI.DeviceNodes = append(e.CDI.DeviceNodes, root(v.Group))
 		}
 	}
 	if profile == ProfileGuestKernel {
