@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	nrilog "github.com/containerd/nri/pkg/log"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/containerd/ttrpc"
 	"github.com/fsnotify/fsnotify"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/mod/semver"
@@ -76,6 +77,7 @@ func (p *Plugin) session(ctx context.Context, c Connection) error {
 		// going on without us, and keeps us for the next.
 		stub.WithFailurePolicy(&api.FailurePolicy{FailRequest: true, KeepConnected: true}),
 		stub.WithLogger(stubLog{c.Log}),
+		stub.WithTTRPCOptions(nil, []ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(p.intercept)}),
 		stub.WithDialer(func(socket string) (net.Conn, error) {
 			conn, err := net.Dial("unix", socket)
 			if err != nil {

@@ -11,7 +11,7 @@
 package devconf
 
 import (
-	"fmt"
+	"strconv"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
 )
@@ -90,7 +90,10 @@ var kernelSections = map[string]bool{"KERNEL": true, "KERNEL_QAT": true}
 
 // Name is the name of the configuration file of the n-th VF, from 0, of a
 // guest, counted among the VFs with the same configuration name.
-func Name(f *qat.Family, n int) string { return fmt.Sprintf("%s_dev%d.conf", f.Conf, n) }
+func Name(f *qat.Family, n int) string { return f.Conf + "_dev" + strconv.Itoa(n) + Suffix }
+
+// Suffix ends every name of a configuration file.
+const Suffix = ".conf"
 
 // GuestPath is where the driver looks for the file Name(f, n).
 func GuestPath(f *qat.Family, n int) string { return "/etc/" + Name(f, n) }
