@@ -231,10 +231,14 @@ func (r *Resolver) draw(pod Pod, c Container) (Assignment, error) {
 	defer r.mu.Unlock()
 	inv := r.devices.Load()
 	h := r.live(pod)
-	if _, err := r.ledger.reserve(h, inv); err != nil {
-		return Assignment{}, err
+	_, asks := pod.Annotations[RequestAnnotation+c.Name]
+	// What was set aside when the sandbox started need not be asked for again.
+	if !asks || h.share(c.Name) == nil {
+		if _, err := r.ledger.reserve(h, inv); err != nil {
+			return Assignment{}, err
+		}
 	}
-	if _, ok := pod.Annotations[RequestAnnotation+c.Name]; !ok {
+	if !asks {
 		return Assignment{Pod: pod, ContainerID: c.ID, Container: c.Name}, nil
 	}
 	k, err := h.redeem(inv, c.Name)
