@@ -12,7 +12,6 @@ import (
 // variant is one side of a paired measurement.
 type variant struct {
 	name    string
-	config  map[string]any // of the daemon
 	command string
 	handler string
 	rounds  []bed.Durations
