@@ -23,8 +23,9 @@ TEST    := CGO_ENABLED=1 $(GO) test -race
 # is possible. The go command puts test programs there, too.
 INMEM   := $(shell test -d /dev/shm -a -w /dev/shm && ! grep -q ' /dev/shm .*noexec' /proc/mounts && echo TMPDIR=/dev/shm)
 
-# Tests with a tag need root and a bed: TAGS are all there are, for lint.
-TAGS    := bed lab kernel kube
+# Tests with a tag need root and a bed; entry is the small kata-qat. TAGS are all
+# there are, for lint.
+TAGS    := bed lab kernel kube entry
 MODULES := . test/tools test/tools/containerd17 test/tools/standin test/tools/protogen test/tools/promcheck test/tools/envoycheck
 SCRIPTS  = $(shell find . -name '*.sh' -not -path './build/*' -not -path './.git/*') .ci/run
 
@@ -38,7 +39,9 @@ BENCH   ?= .
 build: ## build the programs into bin
 	@echo "==> build $(VERSION) into bin"
 	@mkdir -p bin
-	@$(STATIC) $(LEAN) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@$(STATIC) $(LEAN) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/containerd-shim-kata-qat-v2
+	@$(STATIC) $(LEAN) -ldflags '$(LDFLAGS)' -o bin/kata-qat-full ./cmd/kata-qat
+	@$(STATIC) $(LEAN),entry -ldflags '$(LDFLAGS)' -o bin/kata-qat ./cmd/kata-qat
 
 # The image's name is the chart's, values.yaml.
 IMAGE   := ghcr.io/kata-qat/kata-qat:$(VERSION)

@@ -12,7 +12,7 @@ usage: bootstrap-node.sh [--dry-run | --uninstall] [option...] [-- argument...]
 
   --dry-run         show the whole plan and change nothing
   --uninstall       put everything back as it was before, and remove the programs
-  --from DIR        directory with the programs kata-qat and
+  --from DIR        directory with the programs kata-qat, kata-qat-full and
                     containerd-shim-kata-qat-v2 (default: beside this script,
                     ../bin and .)
   --host-root DIR   root directory of the machine (default: /); no unit is started
@@ -37,7 +37,7 @@ misused() {
 	exit 2
 }
 
-programs='kata-qat containerd-shim-kata-qat-v2'
+programs='kata-qat kata-qat-full containerd-shim-kata-qat-v2'
 units='kata-qat.service kata-qat-bootstrap.service'
 
 mode=install

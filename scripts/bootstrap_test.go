@@ -29,6 +29,7 @@ func newSite(t *testing.T) site {
 		}
 	}
 	s.program(t, "kata-qat", "")
+	s.program(t, "kata-qat-full", "")
 	s.program(t, "containerd-shim-kata-qat-v2", "")
 	s.exits(t, "0")
 	return s

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,31 +19,48 @@ func flagsFirst(app *cli.App, args []string) []string {
 	if last := len(args) - 1; args[last] == completionFlag { // which must stay the last
 		return append(flagsFirst(app, args[:last]), completionFlag)
 	}
+	s := sortArgs(app, args)
+	return slices.Concat(s.global, s.command, s.flags, s.positional)
+}
+
+// sortedArgs are the words of a command line by what they are.
+type sortedArgs struct {
+	path       []string // names of the command and of those that it is below
+	global     []string // the program and the global flags
+	command    []string // the path, with the flags of all but its last
+	flags      []string // of the innermost command
+	positional []string
+}
+
+func sortArgs(app *cli.App, args []string) sortedArgs {
+	if len(args) == 0 {
+		return sortedArgs{}
+	}
 	global := takesValue(app.Flags)
-	before := []string{args[0]}             // with the global flags
-	var command, flags, positional []string // of the innermost command
+	s := sortedArgs{global: []string{args[0]}}
 	known, commands, rest := global, app.Commands, args[1:]
 	for len(rest) > 0 {
 		word := rest[0]
 		rest = rest[1:]
 		if word == "--" {
-			positional = append(append(positional, word), rest...)
+			s.positional = append(append(s.positional, word), rest...)
 			break
 		}
 		if len(word) < 2 || word[0] != '-' {
-			if sub := named(commands, word); sub != nil && len(positional) == 0 {
-				command = append(append(command, flags...), word)
-				flags, known, commands = nil, takesValue(sub.Flags), sub.Subcommands
+			if sub := named(commands, word); sub != nil && len(s.positional) == 0 {
+				s.command = append(append(s.command, s.flags...), word)
+				s.path = append(s.path, sub.Name)
+				s.flags, known, commands = nil, takesValue(sub.Flags), sub.Subcommands
 			} else {
-				positional = append(positional, word)
+				s.positional = append(s.positional, word)
 			}
 			continue
 		}
 		name, _, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
 		value, local := known[name]
-		to := &flags
-		if _, ok := global[name]; ok && !local || len(command) == 0 {
-			value, to = global[name], &before
+		to := &s.flags
+		if _, ok := global[name]; ok && !local || len(s.command) == 0 {
+			value, to = global[name], &s.global
 		}
 		*to = append(*to, word)
 		if value && !hasValue && len(rest) > 0 {
@@ -50,7 +68,7 @@ func flagsFirst(app *cli.App, args []string) []string {
 			rest = rest[1:]
 		}
 	}
-	return append(append(append(before, command...), flags...), positional...)
+	return s
 }
 
 // takesValue maps the names of flags to whether they take a value.

@@ -19,7 +19,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kata-qat/kata-qat/internal/config"
-	"github.com/kata-qat/kata-qat/internal/containers"
 	"github.com/kata-qat/kata-qat/internal/output"
 	"github.com/kata-qat/kata-qat/internal/version"
 )
@@ -41,6 +40,9 @@ func main() {
 // run runs one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
+	if err := elsewhere(app, args); err != nil {
+		return report(stderr, err)
+	}
 	words, args := splitCompletion(args)
 	app.Metadata[completionKey] = words
 	return report(stderr, app.RunContext(ctx, flagsFirst(app, args)))
@@ -117,20 +119,7 @@ stderr, a line for each; 2 the command line is wrong and nothing was done.`,
 			&cli.StringFlag{Name: "containerd-namespace", Value: "k8s.io", Usage: "containerd's own `NAMESPACE` of the pods"},
 			&cli.StringFlag{Name: "state", Value: defaults.DefaultStateDir, Usage: "containerd's state `DIR`, with the bundles in it, below --host-root"},
 		},
-		Commands: []*cli.Command{
-			dumpCommand(),
-			devicesCommand(),
-			countersCommand(),
-			verifyCommand(),
-			topologyCommand(),
-			doctorCommand(),
-			kernelConfigCommand(),
-			nriPluginCommand(),
-			provisionCommand(),
-			completionCommand(),
-			versionCommand(),
-			waitCommand(),
-		},
+		Commands: allCommands(),
 		Before: func(c *cli.Context) error {
 			level, err := logrus.ParseLevel(c.String("log-level"))
 			if err != nil {
@@ -202,12 +191,4 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 		return config.Load(c.String("config"), true)
 	}
 	return config.Load(filepath.Join(c.String("host-root"), config.Path), false)
-}
-
-// nodeOf says where the containers are.
-func nodeOf(c *cli.Context) containers.Node {
-	return containers.Node{
-		Root: c.String("host-root"), Address: c.String("containerd"),
-		Namespace: c.String("containerd-namespace"), State: c.String("state"),
-	}
 }

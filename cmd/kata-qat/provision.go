@@ -22,7 +22,7 @@ func provisionCommand() *cli.Command {
 			&cli.BoolFlag{Name: "if-devices", Usage: "on a machine without QAT devices do nothing, and succeed"},
 		},
 		Before:      unlessBare,
-		Subcommands: []*cli.Command{provisionHostCommand(), provisionGuestCommand(), provisionRuntimeCommand(), provisionNodeCommand(), provisionClusterCommand()},
+		Subcommands: append([]*cli.Command{provisionHostCommand()}, provisioners()...),
 	}
 }
 

@@ -1,3 +1,5 @@
+//go:build !entry
+
 package main
 
 import (

@@ -1,5 +1,5 @@
 // Command image writes the container image of kata-qat as a tar archive, which
-// "ctr images import" takes: the two programs, the licence, and what makes a node
+// "ctr images import" takes: the programs, the licence, and what makes a node
 // without Kubernetes. There is no shell in it and nothing of a distribution: what
 // provisioning runs of the machine (modprobe, update-grub, systemctl) it runs with
 // the machine's root as its own. The same programs give the same bytes.
@@ -32,7 +32,7 @@ func main() {
 }
 
 // programs are in the image where the shim is on a machine, too.
-var programs = []string{"kata-qat", "containerd-shim-kata-qat-v2"}
+var programs = []string{"kata-qat", "kata-qat-full", "containerd-shim-kata-qat-v2"}
 
 // others are files of the repository, by their path in the image.
 var others = map[string]string{

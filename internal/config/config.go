@@ -18,8 +18,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/kata-qat/kata-qat/internal/devconf"
-	"github.com/kata-qat/kata-qat/internal/edits"
 	"github.com/kata-qat/kata-qat/internal/placement"
+	"github.com/kata-qat/kata-qat/internal/profile"
 )
 
 // Path is where the configuration is looked for, below the host's root.
@@ -32,9 +32,9 @@ type Config struct {
 	// of path.Match: ["kata", "kata-*"].
 	Handlers []string `toml:"handlers"`
 	// Profile is the profile of a handler that Profiles does not name.
-	Profile edits.Profile `toml:"profile"`
+	Profile profile.Profile `toml:"profile"`
 	// Profiles gives handlers another profile: { "kata-qat-gk" = "guest-kernel" }.
-	Profiles map[string]edits.Profile `toml:"profiles"`
+	Profiles map[string]profile.Profile `toml:"profiles"`
 	// MemlockAllowance is added to the 16 MiB of locked memory that every VF
 	// needs: "64MiB".
 	MemlockAllowance Size `toml:"memlock_allowance"`
@@ -140,7 +140,7 @@ type Events struct {
 func Default() *Config {
 	return &Config{
 		Handlers:         []string{"kata", "kata-*"},
-		Profile:          edits.ProfileVFIO,
+		Profile:          profile.VFIO,
 		MemlockAllowance: 64 << 20,
 		RunDir:           "/run/kata-qat",
 		NRI:              NRI{Socket: "/var/run/nri/nri.sock", Index: "10"},
@@ -204,14 +204,14 @@ func (c *Config) check() error {
 			return err
 		}
 	}
-	if _, err := edits.ParseProfile(string(c.Profile)); err != nil {
+	if _, err := profile.Parse(string(c.Profile)); err != nil {
 		return err
 	}
 	for h, p := range c.Profiles {
 		if err := pattern("profiles", h); err != nil {
 			return err
 		}
-		if _, err := edits.ParseProfile(string(p)); err != nil {
+		if _, err := profile.Parse(string(p)); err != nil {
 			return fmt.Errorf("profiles.%s: %w", h, err)
 		}
 	}
@@ -259,7 +259,7 @@ func pattern(key, p string) error {
 
 // ProfileOf returns the profile of a runtime handler, and false for a handler
 // that is not to get devices. An exact name in Profiles wins over a pattern.
-func (c *Config) ProfileOf(handler string) (edits.Profile, bool) {
+func (c *Config) ProfileOf(handler string) (profile.Profile, bool) {
 	if !matchAny(c.Handlers, handler) {
 		return "", false
 	}

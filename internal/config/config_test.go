@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/kata-qat/kata-qat/internal/edits"
+	"github.com/kata-qat/kata-qat/internal/profile"
 )
 
 func TestWithoutAFileTheDefaultsHold(t *testing.T) {
@@ -68,8 +68,8 @@ handlers = ["kata", "kata-*"]
 	if err != nil {
 		t.Fatal(err)
 	}
-	for handler, want := range map[string]edits.Profile{
-		"kata": edits.ProfileVFIO, "kata-qat": edits.ProfileVFIO, "kata-gk-1": edits.ProfileGuestKernel, "kata-gk-vfio": edits.ProfileVFIO,
+	for handler, want := range map[string]profile.Profile{
+		"kata": profile.VFIO, "kata-qat": profile.VFIO, "kata-gk-1": profile.GuestKernel, "kata-gk-vfio": profile.VFIO,
 		"runc": "", "": "", "katana": "", "my-kata": "",
 	} {
 		got, ok := c.ProfileOf(handler)

@@ -5,25 +5,16 @@
 // file and asks nobody.
 package edits
 
-import "fmt"
+import "github.com/kata-qat/kata-qat/internal/profile"
 
 // Profile says who in the guest takes a VF.
-type Profile string
+type Profile = profile.Profile
 
 // The profiles.
 const (
-	// ProfileVFIO gives the container the VF as a VFIO group of the guest, for
-	// qatlib and DPDK. It needs vfio_mode = "vfio" and an IOMMU in the guest.
-	ProfileVFIO Profile = "vfio"
-	// ProfileGuestKernel leaves the VF to a driver of the guest's kernel.
-	ProfileGuestKernel Profile = "guest-kernel"
+	ProfileVFIO        = profile.VFIO
+	ProfileGuestKernel = profile.GuestKernel
 )
 
 // ParseProfile checks a profile's name.
-func ParseProfile(s string) (Profile, error) {
-	switch p := Profile(s); p {
-	case ProfileVFIO, ProfileGuestKernel:
-		return p, nil
-	}
-	return "", fmt.Errorf("profile %q: expected %q or %q", s, ProfileVFIO, ProfileGuestKernel)
-}
+func ParseProfile(s string) (Profile, error) { return profile.Parse(s) }

@@ -56,6 +56,12 @@ func release(t *testing.T) map[string]string {
 			t.Fatal(err)
 		}
 	}
+	files["/usr/local/bin/kata-qat"] = files["/opt/release/bin/kata-qat"]
+	withEntry(t, files)
+	for _, name := range []string{"kata-qat", "kata-qat-full"} {
+		files["/opt/release/bin/"+name] = files["/usr/local/bin/"+name]
+		delete(files, "/usr/local/bin/"+name)
+	}
 	dir := t.TempDir()
 	kata := "/opt/kata/share/kata-containers/kata-containers-initrd.img"
 	files[kata] = kataBase{compress: []string{"zstd", "-qc"}, kmod: true, size: 1 << 10}.write(t)

@@ -22,6 +22,7 @@ func provisioning(t *testing.T, pfs ...PF) Config {
 		}
 		files[name] = p
 	}
+	withEntry(t, files)
 	cfg := Config{PFs: pfs, IOMMU: true, Files: files, Modules: []string{"qat_4xxx", "qat_c62x", "qat_420xx", "qat_c3xxx"}}
 	cfg.Script = `
 		mkdir -p /etc/systemd/system # as on a machine with systemd
@@ -34,6 +35,16 @@ func provisioning(t *testing.T, pfs ...PF) Config {
 		restored() { sysfs save /tmp/3; sysfs compare /tmp/1 /tmp/2 /tmp/3; }
 `
 	return cfg
+}
+
+// withEntry has kata-qat as it is installed: two programs.
+func withEntry(t *testing.T, files map[string]string) {
+	t.Helper()
+	entry, err := buildOnce(t.Context(), "./cmd/kata-qat", ".entry", "build", "-tags", lean+",entry")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files["/usr/local/bin/kata-qat-full"], files["/usr/local/bin/kata-qat"] = files["/usr/local/bin/kata-qat"], entry
 }
 
 func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
@@ -76,7 +87,7 @@ func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
 func TestAProvisioningThatIsKilledIsCompletedAndUndone(t *testing.T) {
 	t.Parallel()
 	cfg := provisioning(t, PF{Family: "c62x", ACS: true})
-	program, err := buildOnce(t.Context(), "./cmd/kata-qat", ".faults", "build", "-tags", lean+",faults")
+	program, err := buildOnce(t.Context(), "./cmd/kata-qat", ".faults", "build", "-tags", lean+",entry,faults")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,7 +126,7 @@ func installKata() error {
 // RuntimeClass, and returns when pods can have VFs. changes are laid over the
 // daemon's configuration, in which the device plugin is on.
 func (c *Cluster) Install(ctx context.Context, changes map[string]any) error {
-	for _, name := range []string{"kata-qat", "containerd-shim-kata-qat-v2"} {
+	for _, name := range []string{"kata-qat", "kata-qat-full", "containerd-shim-kata-qat-v2"} {
 		if err := kube.Link(filepath.Join(c.programs, name), filepath.Join("/usr/local/bin", name)); err != nil {
 			return err
 		}

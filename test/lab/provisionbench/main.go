@@ -1,7 +1,7 @@
 // Command provisionbench measures, in a guest of the lab, how long it takes to
 // enable the VFs of all QAT devices and bind them to vfio-pci:
 //
-//	start      kata-qat version: to start the program
+//	start      kata-qat provision host --help: to start the program
 //	floor      a program that only writes sriov_numvfs, to all PFs at once: what
 //	           the kernel itself takes
 //	provision  kata-qat provision host, all of it
@@ -111,7 +111,7 @@ func bench(rounds int) error {
 		before func() error
 		took   []time.Duration
 	}{
-		{name: "start", argv: []string{"kata-qat", "version"}},
+		{name: "start", argv: []string{"kata-qat", "provision", "host", "--help"}},
 		{name: "floor", argv: []string{self, "floor", "all"}, before: reset},
 		{name: "provision", argv: provision, before: reset},
 		{name: "shell", argv: []string{"sh", "-eu", "-c", shellLoop}, before: reset},
