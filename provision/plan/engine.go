@@ -82,7 +82,8 @@ func survey(ctx context.Context, s Step) (Result, error) {
 // Apply makes all steps true, in order. It refuses before anything is changed
 // if one of them cannot be; it changes nothing, and leaves nothing, where all
 // are true. When ctx is cancelled the step in hand is finished, or undone if it
-// is Interruptible, and ErrInterrupted returned.
+// is Interruptible, and ErrInterrupted returned. An Interruptible step that fails
+// is undone, too; what another has done by then stays for the next run.
 func (e *Engine) Apply(ctx context.Context) (*Outcome, error) {
 	dir := filepath.Join(e.Root, Directory)
 	l, err := acquire(dir)
@@ -144,8 +145,11 @@ func (e *Engine) applyStep(ctx context.Context, s Step, j *Journal, r Result, n 
 		stepCtx = context.WithoutCancel(ctx)
 	}
 	err := s.Apply(stepCtx, j)
-	if err != nil && interruptible && ctx.Err() != nil {
-		err = errors.Join(ErrInterrupted, e.undoFresh(context.WithoutCancel(ctx), s, j))
+	if err != nil && interruptible && !j.killed.Load() {
+		if ctx.Err() != nil {
+			err = ErrInterrupted
+		}
+		err = errors.Join(err, e.undoFresh(context.WithoutCancel(ctx), s, j))
 	}
 	r.Status = Changed
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Directory is where the journal and the lock are, below the machine's root.
@@ -22,8 +23,9 @@ const (
 // Journal is what was there before the changes to a machine. It is on the disk
 // before the change is made, and whole after a power cut.
 type Journal struct {
-	path  string
-	fault func(point string) error
+	path   string
+	fault  func(point string) error
+	killed atomic.Bool // by fault, after which nothing is cleaned up
 
 	mu      sync.Mutex
 	records []Record
@@ -85,7 +87,11 @@ func (j *Journal) Reached(point string) error {
 	if j.fault == nil {
 		return nil
 	}
-	return j.fault(point)
+	err := j.fault(point)
+	if err != nil {
+		j.killed.Store(true)
+	}
+	return err
 }
 
 // Records returns the records of a step, in the order in which they were saved.

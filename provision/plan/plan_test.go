@@ -27,6 +27,7 @@ type setting struct {
 	check   error
 	wait    string
 	before  func() // is called before anything is applied
+	fail    error  // of Apply, when all is applied
 }
 
 func (s *setting) Name() string { return s.name }
@@ -65,7 +66,7 @@ func (s *setting) Apply(ctx context.Context, j *plan.Journal) error {
 			return err
 		}
 	}
-	return nil
+	return s.fail
 }
 
 func (s *setting) Undo(_ context.Context, records []plan.Record) error {
@@ -444,6 +445,21 @@ func TestAnInterruptUndoesALongStep(t *testing.T) {
 	_, err := b.Apply(ctx)
 	if !errors.Is(err, plan.ErrInterrupted) {
 		t.Fatalf("error %v, want %v", err, plan.ErrInterrupted)
+	}
+	b.expect(t, map[string]string{"a": "2", "b": "3"})
+	_, err = b.Undo(t.Context())
+	must(t, nil, err)
+	b.expect(t, original)
+}
+
+func TestALongStepThatFailsIsUndone(t *testing.T) {
+	b := newBench(t)
+	b.Steps[1] = slow{b.second}
+	broken := errors.New("no space left")
+	b.second.fail = broken
+	_, err := b.Apply(t.Context())
+	if !errors.Is(err, broken) || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("error %v, want %v in one line", err, broken)
 	}
 	b.expect(t, map[string]string{"a": "2", "b": "3"})
 	_, err = b.Undo(t.Context())

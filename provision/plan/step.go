@@ -32,7 +32,8 @@ type Step interface {
 }
 
 // Interruptible marks a step that takes long and stops when its context is
-// cancelled. What it had done is undone then. Any other step is finished.
+// cancelled. What it had done is undone then, and when it fails: the same run
+// would only fail again. Any other step is finished.
 type Interruptible interface{ Interruptible() }
 
 // Gate marks a step without which the others make no sense: when it finds an
