@@ -7,8 +7,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +14,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/compression"
 )
@@ -27,23 +24,6 @@ const (
 	maxBytes   = 8 << 30
 	maxEntries = 500_000
 )
-
-// CheckDigest refuses a file that does not have the SHA-256, in hexadecimal.
-func CheckDigest(name, want string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return err
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, want) {
-		return fmt.Errorf("%s has the SHA-256 %s, expected %s: it is not the archive that is meant, or is damaged", name, got, want)
-	}
-	return nil
-}
 
 // Tar unpacks an archive, perhaps compressed by gzip, xz or zstd, into a
 // directory that is there. It refuses names and links that lead out of it, and

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/lazyregexp"
@@ -17,58 +18,47 @@ import (
 )
 
 const (
-	releases  = plan.Directory + "/driver" // below it, one directory for each digest
-	installed = "installed"                // holds the kernel for which it is
+	releases  = plan.Directory + "/driver" // below it, one directory for each digest and kernel
+	installed = "installed"                // in it, when all is done
 )
 
-// release is where a release is unpacked and built.
+// release is where a release is unpacked and built for the running kernel.
 func (s *driverRelease) release() string {
-	return path.Join(releases, strings.ToLower(s.config.Driver.SHA256)[:16])
+	return path.Join(releases, strings.ToLower(s.config.Driver.SHA256)[:16]+"-"+s.kernel().release)
 }
 
-// installedFor is the kernel release for which the archive is installed, "" if
-// it is not.
-func (s *driverRelease) installedFor() (string, error) {
-	b, err := s.read(path.Join(s.release(), installed))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return strings.TrimSpace(string(b)), err
-}
+func (s *driverRelease) isInstalled() bool { return s.exists(path.Join(s.release(), installed)) }
 
 func (s *driverRelease) checkArchive() (plan.State, error) {
-	kernel, err := s.installedFor()
-	if err != nil {
-		return plan.State{}, err
-	}
-	k := s.kernel()
-	if kernel == k.release {
+	kernel := s.kernel().release
+	if s.isInstalled() {
 		return plan.State{Is: path.Base(s.config.Driver.Archive) + " is installed for Linux " + kernel}, nil
 	}
-	state := plan.State{Is: path.Base(s.config.Driver.Archive) + " is not installed for Linux " + k.release}
-	if !s.exists(s.config.Driver.Archive) {
-		return state, fmt.Errorf("%s is not there: expected the driver release", s.config.Driver.Archive)
+	state := plan.State{Is: path.Base(s.config.Driver.Archive) + " is not installed for Linux " + kernel}
+	archive, err := s.path(s.config.Driver.Archive)
+	if err != nil {
+		return state, err
 	}
-	if build := "/lib/modules/" + k.release + "/build"; !s.exists(build) {
-		return state, fmt.Errorf("%s is not there: expected the headers of the running kernel: install them (linux-headers-%s or kernel-devel-%[2]s)", build, k.release)
+	if err := unpack.CheckDigest(archive, s.config.Driver.SHA256); err != nil {
+		return state, err
 	}
-	if s.runner.Find("make") == "" {
-		return state, errors.New("the machine has no make: expected it and a C compiler to build the driver release")
+	if build := "/lib/modules/" + kernel + "/build"; !s.exists(build) {
+		return state, fmt.Errorf("%s is not there: expected the headers of the running kernel: install them (linux-headers-%s or kernel-devel-%[2]s)", build, kernel)
+	}
+	for _, program := range []string{"make", "gcc"} {
+		if s.runner.Find(program) == "" {
+			return state, fmt.Errorf("the machine has no %s: expected make and gcc, to build the driver release", program)
+		}
 	}
 	return state, nil
 }
 
 func (s *driverRelease) planArchive() ([]plan.Change, error) {
-	kernel, err := s.installedFor()
-	if err != nil || kernel == s.kernel().release {
-		return nil, err
-	}
-	from := "not installed"
-	if kernel != "" {
-		from = "installed for Linux " + kernel
+	if s.isInstalled() {
+		return nil, nil
 	}
 	return []plan.Change{{
-		Object: "driver release " + s.config.Driver.Archive, From: from, To: "built and installed for Linux " + s.kernel().release,
+		Object: "driver release " + s.config.Driver.Archive, From: "not installed", To: "built and installed for Linux " + s.kernel().release,
 		Why: "provision.driver says so",
 	}}, nil
 }
@@ -76,10 +66,18 @@ func (s *driverRelease) planArchive() ([]plan.Change, error) {
 // dkmsConf has what DKMS needs of a release's dkms.conf.
 var dkmsConf = lazyregexp.New(`(?m)^PACKAGE_(NAME|VERSION)="?([A-Za-z0-9][A-Za-z0-9._+-]*)"?\s*$`)
 
-// releaseState is how a release was installed.
+// releaseState is what was installed of a release, or begun to be. A release
+// that was only unpacked or built has none.
 type releaseState struct {
-	Dir  string `json:"dir"`            // where it was built, below the machine's root
-	DKMS string `json:"dkms,omitempty"` // name/version
+	Dir    string `json:"dir"`              // where it was built, below the machine's root
+	Kernel string `json:"kernel,omitempty"` // the release of the kernel that it is for
+	DKMS   string `json:"dkms,omitempty"`   // name/version
+}
+
+// dkmsSource is where DKMS keeps a copy of the sources of name/version, which
+// it does not take away with them (dkms(8), add and remove).
+func dkmsSource(module string) string {
+	return "/usr/src/" + strings.Replace(module, "/", "-", 1)
 }
 
 func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error {
@@ -103,15 +101,16 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 	if err := j.Reached("release unpacked"); err != nil {
 		return err
 	}
-	state := releaseState{Dir: tree}
-	if conf, err := s.read(path.Join(tree, "dkms.conf")); err == nil && s.runner.Find("dkms") != "" {
-		fields := make(map[string]string)
-		for _, f := range dkmsConf.FindAllStringSubmatch(string(conf), -1) {
-			fields[f[1]] = f[2]
+	state := releaseState{Dir: tree, Kernel: s.kernel().release}
+	if state.DKMS, err = s.dkmsModule(tree); err != nil {
+		return err
+	}
+	if state.DKMS == "" {
+		if err := s.build(ctx, state); err != nil {
+			return err
 		}
-		if fields["NAME"] != "" && fields["VERSION"] != "" {
-			state.DKMS = fields["NAME"] + "/" + fields["VERSION"]
-		}
+	} else if !begun(j.Records(s.Name()), state.DKMS) && (s.dkmsKnows(ctx, state.DKMS) || s.exists(dkmsSource(state.DKMS))) {
+		return fmt.Errorf("DKMS has %s already, in %s: somebody else has put it there: take it away (dkms remove %[1]s --all), or leave it and do without --driver-archive", state.DKMS, dkmsSource(state.DKMS))
 	}
 	if r.After, err = json.Marshal(state); err != nil {
 		return err
@@ -120,10 +119,10 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 		return err
 	}
 	defer s.changed()
-	if err := s.build(ctx, state); err != nil {
+	if err := s.install(ctx, state); err != nil {
 		return err
 	}
-	if _, err := s.runner.Run(ctx, "", "depmod", "-a", s.kernel().release); err != nil {
+	if _, err := s.runner.Run(ctx, "", "depmod", "-a", state.Kernel); err != nil {
 		return err
 	}
 	if err := j.Reached("release built"); err != nil {
@@ -133,7 +132,35 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 	if err != nil {
 		return err
 	}
-	return plan.WriteFile(p, []byte(s.kernel().release+"\n"), 0o644)
+	return plan.WriteFile(p, []byte(state.Kernel+"\n"), 0o644)
+}
+
+// dkmsModule is the name/version of a release that is made for DKMS, "" if it is
+// not or the machine has no DKMS.
+func (s *driverRelease) dkmsModule(tree string) (string, error) {
+	conf, err := s.read(path.Join(tree, "dkms.conf"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && s.runner.Find("dkms") == "" {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	fields := make(map[string]string)
+	for _, f := range dkmsConf.FindAllStringSubmatch(string(conf), -1) {
+		fields[f[1]] = f[2]
+	}
+	if fields["NAME"] == "" || fields["VERSION"] == "" {
+		return "", nil
+	}
+	return fields["NAME"] + "/" + fields["VERSION"], nil
+}
+
+// begun tells whether an earlier run began to install a release by DKMS.
+func begun(records []plan.Record, module string) bool {
+	return slices.ContainsFunc(records, func(r plan.Record) bool {
+		var state releaseState
+		return r.Kind == kindRelease && json.Unmarshal(r.After, &state) == nil && state.DKMS == module
+	})
 }
 
 // unpackRelease unpacks the archive anew and returns where its sources are: in
@@ -172,30 +199,57 @@ func (s *driverRelease) unpackRelease(ctx context.Context, dir string) (string, 
 	return tree, err
 }
 
-// build builds and installs a release for the running kernel.
-func (s *driverRelease) build(ctx context.Context, state releaseState) error {
-	kernel := s.kernel().release
-	headers := "/lib/modules/" + kernel + "/build"
-	if state.DKMS != "" {
-		for _, args := range [][]string{
-			{"add", state.Dir}, {"build", state.DKMS, "-k", kernel}, {"install", state.DKMS, "-k", kernel},
-		} {
-			if _, err := s.runner.Run(ctx, "", "dkms", args...); err != nil && !(args[0] == "add" && s.dkmsKnows(ctx, state.DKMS)) {
-				return err
-			}
+// maker runs a release's own programs. Its configure and its makefiles have the
+// kernel's headers from KERNEL_SOURCE_ROOT, and from the running kernel without it
+// (https://intel.github.io/quickassist/GSG/2.X/installation.html).
+func (s *driverRelease) maker(state releaseState) func(ctx context.Context, program string, args ...string) error {
+	headers := "KERNEL_SOURCE_ROOT=/lib/modules/" + state.Kernel + "/build"
+	runner := *s.runner
+	runner.Env = append(slices.Clone(runner.Env), headers)
+	dir := state.Dir // as the machine's programs see it
+	if runner.NoChroot {
+		dir = filepath.Join(s.Root, dir)
+	}
+	return func(ctx context.Context, program string, args ...string) error {
+		if program == "make" {
+			args = append(args, headers) // whatever configure has found
 		}
+		_, err := runner.Run(ctx, dir, program, args...)
+		return err
+	}
+}
+
+// build configures and builds a release where it is unpacked.
+func (s *driverRelease) build(ctx context.Context, state releaseState) error {
+	run := s.maker(state)
+	if s.exists(path.Join(state.Dir, "configure")) {
+		if err := run(ctx, "./configure", s.config.Driver.Configure...); err != nil {
+			return err
+		}
+	}
+	return run(ctx, "make", "all")
+}
+
+func (s *driverRelease) install(ctx context.Context, state releaseState) error {
+	if state.DKMS == "" {
+		return s.maker(state)(ctx, "make", "install")
+	}
+	// It has built it already for a kernel that was installed since.
+	if out, err := s.runner.Run(ctx, "", "dkms", "status", state.DKMS, "-k", state.Kernel); err == nil && strings.Contains(out, ": installed") {
 		return nil
 	}
-	dir := s.workDir(state.Dir)
-	if s.exists(path.Join(state.Dir, "configure")) {
-		if _, err := s.runner.Run(ctx, dir, "./configure", s.config.Driver.Configure...); err != nil {
-			return err
+	for _, args := range [][]string{
+		{"add", state.Dir}, {"build", state.DKMS, "-k", state.Kernel}, {"install", state.DKMS, "-k", state.Kernel},
+	} {
+		_, err := s.runner.Run(ctx, "", "dkms", args...)
+		if err == nil || args[0] == "add" && s.dkmsKnows(ctx, state.DKMS) {
+			continue
 		}
-	}
-	for _, target := range []string{"all", "install"} {
-		if _, err := s.runner.Run(ctx, dir, "make", target, "KERNEL_SOURCE_ROOT="+headers); err != nil {
-			return err
+		// DKMS says only where the compiler has said why.
+		if log, rerr := s.read("/var/lib/dkms/" + state.DKMS + "/build/make.log"); rerr == nil && args[0] == "build" {
+			err = fmt.Errorf("run dkms %s: %s", strings.Join(args, " "), reason(string(log)))
 		}
+		return err
 	}
 	return nil
 }
@@ -205,14 +259,6 @@ func (s *driverRelease) dkmsKnows(ctx context.Context, module string) bool {
 	return err == nil && strings.TrimSpace(out) != ""
 }
 
-// workDir is a directory of the machine as its programs see it.
-func (s *driverRelease) workDir(dir string) string {
-	if s.runner.NoChroot {
-		return filepath.Join(s.Root, dir)
-	}
-	return dir
-}
-
 func (s *driverRelease) uninstall(ctx context.Context, r plan.Record) error {
 	var state releaseState
 	if r.After != nil {
@@ -220,6 +266,7 @@ func (s *driverRelease) uninstall(ctx context.Context, r plan.Record) error {
 			return err
 		}
 	}
+	trees := []string{r.Object}
 	switch {
 	case state.DKMS != "":
 		if s.dkmsKnows(ctx, state.DKMS) {
@@ -227,19 +274,25 @@ func (s *driverRelease) uninstall(ctx context.Context, r plan.Record) error {
 				return err
 			}
 		}
+		trees = append(trees, dkmsSource(state.DKMS))
 	case state.Dir != "" && s.exists(state.Dir):
-		if _, err := s.runner.Run(ctx, s.workDir(state.Dir), "make", "uninstall"); err != nil {
+		if err := s.maker(state)(ctx, "make", "uninstall"); err != nil {
 			return err
 		}
 	}
-	if state.Dir != "" {
-		if _, err := s.runner.Run(ctx, "", "depmod", "-a", s.kernel().release); err != nil {
+	if state.Dir != "" && s.exists("/lib/modules/"+state.Kernel) {
+		if _, err := s.runner.Run(ctx, "", "depmod", "-a", state.Kernel); err != nil {
 			return err
 		}
 	}
-	p, err := s.path(r.Object)
-	if err != nil {
-		return err
+	for _, tree := range trees {
+		p, err := s.path(tree)
+		if err != nil {
+			return err
+		}
+		if err := os.RemoveAll(p); err != nil {
+			return err
+		}
 	}
-	return os.RemoveAll(p)
+	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
 
 // Runner runs programs of the machine: update-grub, modprobe, the package
@@ -84,9 +86,21 @@ func (r *Runner) Run(ctx context.Context, dir, name string, args ...string) (str
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return out.String(), fmt.Errorf("run %s: %w: %s", line, err, lastLines(out.String(), 3))
+		return out.String(), fmt.Errorf("run %s: %w: %s", line, err, reason(out.String()))
 	}
 	return out.String(), nil
+}
+
+// complaint is a line with an error of a compiler or of a configure script.
+var complaint = lazyregexp.New(`(?m)^.*\berror: .*$`)
+
+// reason is what of a program's output says why it failed, on one line: its first
+// error, or else its end.
+func reason(out string) string {
+	if line := complaint.FindStringSubmatch(out); line != nil {
+		return strings.TrimSpace(line[0])
+	}
+	return lastLines(out, 3)
 }
 
 // lastLines is the end of what a program printed, on one line.
