@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/config"
+	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
 
@@ -25,29 +26,39 @@ func (*driverRelease) Interruptible() {}
 type manager struct {
 	program                    string
 	installed, install, remove []string
+	// trial and removal say what install and remove would do, and change
+	// nothing; nil for a manager that has no such commands.
+	trial, removal []string
 }
 
-// distributions are known by ID or ID_LIKE of os-release, the more special
-// first, and one whose packages changed by the last release that has these. %r in
-// a package's name stands for the running kernel's release.
+// distributions are known by ID or ID_LIKE of os-release, and one whose packages
+// changed by the last release that has these. %r in a package's name stands for
+// the running kernel's release. That Debian's names are right, and where they put
+// the firmware, is tested in test/driver.
 var distributions = []struct {
-	id       string
-	until    int // VERSION_ID, 0 for any
-	manager  *manager
-	packages []string
+	ids               []string
+	until             int // VERSION_ID, 0 for any
+	manager           *manager
+	modules, firmware []string
 }{
-	// What a cloud's or a minimal kernel leaves out is in modules-extra.
-	{"ubuntu", 0, &apt, []string{"linux-modules-extra-%r", "linux-firmware"}},
+	// Until 24.04, with its kernels of later releases, what a cloud's kernel can
+	// do without is in modules-extra, since then all modules are in modules
+	// (packages.ubuntu.com: linux-modules-extra-6.17.0-35-generic in noble-updates,
+	// linux-modules-7.0.0-27-generic in resolute). linux-firmware depends on
+	// linux-firmware-intel-misc where it is split up (noble-updates and later).
+	{[]string{"ubuntu"}, 24, &apt, []string{"linux-modules-extra-%r"}, []string{"linux-firmware"}},
+	{[]string{"ubuntu"}, 0, &apt, []string{"linux-modules-%r"}, []string{"linux-firmware"}},
 	// The kernel package has all modules; firmware is in non-free-firmware, for
 	// c62x, c3xxx and dh895xcc in firmware-misc-nonfree 20230210-5 (Debian 12), and
-	// for 402xx and 420xx as well in firmware-intel-misc 20250410-2 (Debian 13).
-	// Neither has that of 4xxx.
-	{"debian", 12, &apt, []string{"linux-image-%r", "firmware-misc-nonfree"}},
-	{"debian", 0, &apt, []string{"linux-image-%r", "firmware-intel-misc"}},
-	{"fedora", 0, &dnf, []string{"kernel-modules-%r", "linux-firmware"}},
-	// linux-firmware: https://access.redhat.com/kb/6376901
-	{"rhel", 0, &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
-	{"centos", 0, &dnf, []string{"kernel-modules-%r", "kernel-modules-extra-%r", "linux-firmware"}},
+	// for 402xx and 420xx as well in firmware-intel-misc 20250410-2 (Debian 13, and
+	// 12's backports). Neither has that of 4xxx.
+	{[]string{"debian"}, 12, &apt, []string{"linux-image-%r"}, []string{"firmware-misc-nonfree"}},
+	{[]string{"debian"}, 0, &apt, []string{"linux-image-%r"}, []string{"firmware-intel-misc"}},
+	// kernel-modules has, or depends on what has, all of drivers/crypto and
+	// drivers/vfio (kernel-ark, redhat/scripts/filter-modules.sh). linux-firmware:
+	// Fedora's spec has no package of its own for QAT's; RHEL:
+	// https://access.redhat.com/kb/6376901
+	{[]string{"fedora", "rhel", "centos"}, 0, &dnf, []string{"kernel-modules-%r"}, []string{"linux-firmware"}},
 }
 
 var (
@@ -56,6 +67,8 @@ var (
 		installed: []string{"dpkg-query", "-W", "-f", "${db:Status-Status}", "%p"},
 		install:   []string{"apt-get", "install", "-y", "--no-install-recommends", "%p"},
 		remove:    []string{"apt-get", "remove", "-y", "%p"},
+		trial:     []string{"apt-get", "install", "-s", "--no-install-recommends", "%p"},
+		removal:   []string{"apt-get", "remove", "-s", "%p"},
 	}
 	dnf = manager{
 		program:   "dnf",
@@ -65,22 +78,31 @@ var (
 	}
 )
 
-// distribution finds the package manager and the packages of this machine.
-func (s *driverRelease) distribution() (*manager, []string, error) {
+// distribution finds the package manager and the packages of this machine that
+// have what it lacks.
+func (s *driverRelease) distribution(l lack) (*manager, []string, error) {
 	b, err := s.read("/etc/os-release")
 	if err != nil {
 		return nil, nil, err
 	}
 	ids, version := osIDs(string(b))
 	for _, d := range distributions {
-		if !slices.Contains(ids, d.id) || d.until > 0 && (version == 0 || version > d.until) || s.runner.Find(d.manager.program) == "" {
+		known := slices.ContainsFunc(d.ids, func(id string) bool { return slices.Contains(ids, id) })
+		if !known || d.until > 0 && (version == 0 || version > d.until) || s.runner.Find(d.manager.program) == "" {
 			continue
 		}
-		packages := s.config.Driver.Packages
-		if len(packages) == 0 {
-			for _, p := range d.packages {
-				packages = append(packages, strings.ReplaceAll(p, "%r", s.kernel().release))
-			}
+		if packages := s.config.Driver.Packages; len(packages) > 0 {
+			return d.manager, packages, nil
+		}
+		var packages []string
+		if len(l.modules) > 0 {
+			packages = append(packages, d.modules...)
+		}
+		if len(l.firmware) > 0 {
+			packages = append(packages, d.firmware...)
+		}
+		for i, p := range packages {
+			packages[i] = strings.ReplaceAll(p, "%r", s.kernel().release)
 		}
 		return d.manager, packages, nil
 	}
@@ -104,26 +126,40 @@ func osIDs(release string) (ids []string, version int) {
 	return ids, version
 }
 
-// lacking are the modules and the firmware that the targets need and the machine
-// does not have.
-func (s *driverRelease) lacking() (all []string, _ error) {
+// lack is what the targets need and the machine does not have.
+type lack struct{ modules, firmware []string }
+
+func (l lack) none() bool { return len(l.modules)+len(l.firmware) == 0 }
+
+func (l lack) String() string {
+	var all []string
+	for _, m := range l.modules {
+		all = append(all, "module "+m)
+	}
+	for _, f := range l.firmware {
+		all = append(all, "firmware "+f)
+	}
+	return strings.Join(all, ", ")
+}
+
+func (s *driverRelease) lacking() (l lack, _ error) {
 	ts, err := s.targets()
 	if err != nil {
-		return nil, err
+		return l, err
 	}
 	needed := []string{"vfio-pci"}
 	for _, f := range families(ts) {
 		if !slices.ContainsFunc(ts, func(t target) bool { return t.Family.Name == f.Name && t.Driver == f.PFDriver }) {
 			needed = append(needed, f.PFModule)
 		}
-		all = append(all, s.missingFirmware(f)...)
+		l.firmware = append(l.firmware, s.missingFirmware(f)...)
 	}
 	for _, name := range needed {
 		if !s.loaded(name) && !s.kernel().has(name) {
-			all = append(all, "module "+name)
+			l.modules = append(l.modules, name)
 		}
 	}
-	return all, nil
+	return l, nil
 }
 
 func (s *driverRelease) Check(ctx context.Context) (plan.State, error) {
@@ -134,11 +170,11 @@ func (s *driverRelease) Check(ctx context.Context) (plan.State, error) {
 		return s.checkArchive()
 	}
 	lacking, err := s.lacking()
-	if err != nil || len(lacking) == 0 {
+	if err != nil || lacking.none() {
 		return plan.State{Is: "modules and firmware of every family are there"}, err
 	}
-	_, _, err = s.distribution()
-	return plan.State{Is: "not there: " + strings.Join(lacking, ", ")}, err
+	_, _, err = s.distribution(lacking)
+	return plan.State{Is: "not there: " + lacking.String()}, err
 }
 
 func (s *driverRelease) Plan(ctx context.Context) ([]plan.Change, error) {
@@ -149,22 +185,54 @@ func (s *driverRelease) Plan(ctx context.Context) ([]plan.Change, error) {
 		return s.planArchive()
 	}
 	lacking, err := s.lacking()
-	if err != nil || len(lacking) == 0 {
+	if err != nil || lacking.none() {
 		return nil, err
 	}
-	m, packages, err := s.distribution()
+	m, _, added, err := s.packages(ctx, lacking)
 	if err != nil {
 		return nil, err
 	}
 	var changes []plan.Change
-	for _, p := range s.notInstalled(ctx, m, packages) {
-		changes = append(changes, plan.Change{Object: "package " + p, From: "not installed", To: "installed by " + m.program, Why: "the machine lacks " + strings.Join(lacking, ", ")})
-	}
-	if len(changes) == 0 {
-		return nil, fmt.Errorf("the packages %s are installed, and the machine lacks %s: name others in provision.driver.packages", strings.Join(packages, ", "), strings.Join(lacking, ", "))
+	for _, p := range added {
+		changes = append(changes, plan.Change{Object: "package " + p, From: "not installed", To: "installed by " + m.program, Why: "the machine lacks " + lacking.String()})
 	}
 	return changes, nil
 }
+
+// packages are those to install, and those that are installed then that are not
+// now, which may be more.
+func (s *driverRelease) packages(ctx context.Context, l lack) (m *manager, wanted, added []string, _ error) {
+	m, all, err := s.distribution(l)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	wanted = s.notInstalled(ctx, m, all)
+	if len(wanted) == 0 {
+		return nil, nil, nil, fmt.Errorf("the packages %s are installed, and the machine lacks %s: %s", strings.Join(all, ", "), l, otherPackages)
+	}
+	if m.trial == nil {
+		return m, wanted, wanted, nil
+	}
+	out, err := s.runner.Run(ctx, "", m.trial[0], command(m.trial[1:], wanted...)...)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%w: the package lists may be old (apt-get update) or lack a component (Debian's firmware is in non-free-firmware); %s", err, otherPackages)
+	}
+	for _, action := range aptActions.FindAllStringSubmatch(out, -1) {
+		switch {
+		case action[1] == "Remv":
+			return nil, nil, nil, fmt.Errorf("install %s: apt-get would remove %s for them: %s", strings.Join(wanted, ", "), action[2], otherPackages)
+		case action[3] == "": // was not installed in another version
+			added = append(added, action[2])
+		}
+	}
+	return m, wanted, added, nil
+}
+
+const otherPackages = "name others in provision.driver.packages, or install what it lacks by hand"
+
+// aptActions are the lines of apt-get -s: "Inst", or "Remv", a package, in
+// brackets the version that is installed, and in parentheses the one to be.
+var aptActions = lazyregexp.New(`(?m)^(Inst|Remv) (\S+)( \[\S+\])?`)
 
 func (s *driverRelease) notInstalled(ctx context.Context, m *manager, packages []string) (missing []string) {
 	for _, p := range packages {
@@ -193,12 +261,15 @@ func (s *driverRelease) Apply(ctx context.Context, j *plan.Journal) error {
 	if s.config.Driver.Source == config.DriverArchive {
 		return s.applyArchive(ctx, j)
 	}
-	m, packages, err := s.distribution()
+	lacking, err := s.lacking()
 	if err != nil {
 		return err
 	}
-	missing := s.notInstalled(ctx, m, packages)
-	r, err := plan.NewRecord(s.Name(), kindPackages, strings.Join(missing, " "), packageState{m.program, missing}, nil)
+	m, wanted, added, err := s.packages(ctx, lacking)
+	if err != nil {
+		return err
+	}
+	r, err := plan.NewRecord(s.Name(), kindPackages, strings.Join(wanted, " "), packageState{m.program, added}, nil)
 	if err != nil {
 		return err
 	}
@@ -206,10 +277,17 @@ func (s *driverRelease) Apply(ctx context.Context, j *plan.Journal) error {
 		return err
 	}
 	defer s.changed()
-	if _, err := s.runner.Run(ctx, "", m.install[0], command(m.install[1:], missing...)...); err != nil {
+	if _, err := s.runner.Run(ctx, "", m.install[0], command(m.install[1:], wanted...)...); err != nil {
 		return err
 	}
-	return j.Reached("packages installed")
+	if err := j.Reached("packages installed"); err != nil {
+		return err
+	}
+	s.changed()
+	if lacking, err = s.lacking(); err == nil && !lacking.none() {
+		err = fmt.Errorf("the packages %s do not have %s: %s", strings.Join(wanted, ", "), lacking, otherPackages)
+	}
+	return err
 }
 
 // The kinds of records of driver releases.
@@ -218,7 +296,8 @@ const (
 	kindRelease  = "release"  // by directory: a release that was not installed
 )
 
-// packageState is what packages were not installed.
+// packageState is what packages were not installed: those that were asked for and
+// those that they brought along.
 type packageState struct {
 	Manager string   `json:"manager"`
 	Absent  []string `json:"absent"`
@@ -249,6 +328,17 @@ func (s *driverRelease) removePackages(ctx context.Context, r plan.Record) error
 		added := slices.DeleteFunc(was.Absent, func(p string) bool { return slices.Contains(absent, p) })
 		if len(added) == 0 {
 			return nil
+		}
+		if m.removal != nil {
+			out, err := s.runner.Run(ctx, "", m.removal[0], command(m.removal[1:], added...)...)
+			if err != nil {
+				return err
+			}
+			for _, action := range aptActions.FindAllStringSubmatch(out, -1) {
+				if !slices.Contains(added, action[2]) {
+					return fmt.Errorf("remove %s: %s was installed since and needs them: remove it first", strings.Join(added, ", "), action[2])
+				}
+			}
 		}
 		_, err := s.runner.Run(ctx, "", m.remove[0], command(m.remove[1:], added...)...)
 		return err

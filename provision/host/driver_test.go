@@ -32,18 +32,24 @@ func bare(t *testing.T, osRelease string) *bench {
 	return b
 }
 
-// packageManager installs packages by noting them below /pkg.
+// packageManager installs packages by noting them below /pkg. One of apt's brings
+// another along.
 const packageManager = `
+case "$1 $2" in
+"install -s") for p; do case $p in install|-*) ;; *) echo "Inst $p (1 test [all])"; case $p in linux-image-*) echo "Inst initramfs (1 test [all])" ;; esac ;; esac; done; exit 0 ;;
+"remove -s") for p; do case $p in remove|-*) ;; *) echo "Remv $p [1]" ;; esac; done; exit 0 ;;
+esac
 mkdir -p $HOST_ROOT/pkg
 case $1 in
 install) shift; for p; do case $p in -*) ;; *)
 	touch $HOST_ROOT/pkg/$p
+	case $p in linux-image-*) touch $HOST_ROOT/pkg/initramfs ;; esac
 	case $p in *firmware*) touch $HOST_ROOT/lib/firmware/qat_4xxx.bin.xz $HOST_ROOT/lib/firmware/qat_4xxx_mmp.bin.xz ;; *)
 		if ! grep -q qat_4xxx $HOST_ROOT/lib/modules/` + release + `/modules.dep; then echo kernel/qat_4xxx.ko: >>$HOST_ROOT/lib/modules/` + release + `/modules.dep; fi ;;
 	esac ;; esac; done ;;
 remove) shift; for p; do case $p in -*) ;; *)
 	rm $HOST_ROOT/pkg/$p
-	case $p in *firmware*) rm $HOST_ROOT/lib/firmware/qat_4xxx* ;; *) sed -i /qat_4xxx/d $HOST_ROOT/lib/modules/` + release + `/modules.dep ;; esac ;; esac; done
+	case $p in *firmware*) rm $HOST_ROOT/lib/firmware/qat_* ;; *) sed -i /qat_4xxx/d $HOST_ROOT/lib/modules/` + release + `/modules.dep ;; esac ;; esac; done
 	rmdir $HOST_ROOT/pkg ;;
 esac`
 
@@ -53,12 +59,13 @@ func TestDriversComeFromTheDistributionsPackages(t *testing.T) {
 		manager   string
 		want      string // the package manager's command line
 	}{
-		"Debian 12":  {"ID=debian\nVERSION_ID=\"12\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-misc-nonfree"},
-		"Debian 13":  {"ID=debian\nVERSION_ID=\"13\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
-		"Debian sid": {"ID=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
-		"Ubuntu":     {"ID=ubuntu\nID_LIKE=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-modules-extra-" + release + " linux-firmware"},
-		"Fedora":     {"ID=fedora\n", "dnf", "dnf install -y --setopt=install_weak_deps=False kernel-modules-" + release + " linux-firmware"},
-		"Rocky":      {"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "dnf", ""},
+		"Debian 12":    {"ID=debian\nVERSION_ID=\"12\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-misc-nonfree"},
+		"Debian 13":    {"ID=debian\nVERSION_ID=\"13\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
+		"Debian sid":   {"ID=debian\n", "apt-get", "apt-get install -y --no-install-recommends linux-image-" + release + " firmware-intel-misc"},
+		"Ubuntu":       {"ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"26.04\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-modules-" + release + " linux-firmware"},
+		"Ubuntu 24.04": {"ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\n", "apt-get", "apt-get install -y --no-install-recommends linux-modules-extra-" + release + " linux-firmware"},
+		"Fedora":       {"ID=fedora\n", "dnf", "dnf install -y --setopt=install_weak_deps=False kernel-modules-" + release + " linux-firmware"},
+		"Rocky":        {"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "dnf", "dnf install -y --setopt=install_weak_deps=False kernel-modules-" + release + " linux-firmware"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bare(t, tt.osRelease)
@@ -71,7 +78,7 @@ func TestDriversComeFromTheDistributionsPackages(t *testing.T) {
 			if got := step(out, "driver-release").Status; got != plan.Changed {
 				t.Errorf("driver-release is %s", got)
 			}
-			if tt.want != "" && !slices.Contains(b.ran(), tt.want) {
+			if !slices.Contains(b.ran(), tt.want) {
 				t.Errorf("programs %q, want %q among them", b.ran(), tt.want)
 			}
 			if !slices.Contains(b.ran(), "modprobe qat_4xxx") {
@@ -83,6 +90,53 @@ func TestDriversComeFromTheDistributionsPackages(t *testing.T) {
 			b.undo()
 			b.unchanged(before)
 		})
+	}
+}
+
+// debian is a bare machine that says it is Debian 12, with an apt-get that does
+// what a script says.
+func debian(t *testing.T, aptGet string) *bench {
+	b := bare(t, "ID=debian\nVERSION_ID=12\n")
+	b.program("apt-get", aptGet)
+	b.program("dpkg-query", `[ -e $HOST_ROOT/pkg/$4 ] && printf installed`)
+	b.options.Config.Driver.Source = config.DriverPackages
+	return b
+}
+
+func TestOnlyWhatIsLackingIsInstalled(t *testing.T) {
+	b := debian(t, packageManager)
+	b.files(map[string]string{"/lib/modules/" + release + "/modules.dep": "kernel/vfio-pci.ko:\nkernel/qat_4xxx.ko:\n"})
+	b.apply()
+	if want := "apt-get install -y --no-install-recommends firmware-misc-nonfree"; !slices.Contains(b.ran(), want) {
+		t.Errorf("programs %q, want %q among them", b.ran(), want)
+	}
+}
+
+func TestPackagesThatCannotBeInstalledAreRefusedBefore(t *testing.T) {
+	for name, tt := range map[string]struct{ aptGet, want string }{
+		"not known":            {"echo Reading package lists...; echo 'E: Unable to locate package firmware-misc-nonfree'; exit 100", "E: Unable to locate package firmware-misc-nonfree: the package lists may be old (apt-get update)"},
+		"in the way of others": {"echo 'Remv openssh-server [1]'; echo 'Inst firmware-misc-nonfree (2 test [all])'", "apt-get would remove openssh-server for them"},
+	} {
+		t.Run(name, func(t *testing.T) { debian(t, tt.aptGet).refuses(tt.want) })
+	}
+}
+
+func TestPackagesThatDoNotHelpAreTakenAway(t *testing.T) {
+	b := debian(t, strings.ReplaceAll(packageManager, "qat_4xxx_mmp.bin.xz", "qat_c62x.bin"))
+	b.refuses("do not have firmware qat_4xxx_mmp.bin: name others in provision.driver.packages")
+}
+
+func TestWhatOthersNeedIsNotRemoved(t *testing.T) {
+	b := debian(t, packageManager)
+	b.apply()
+	after := b.snapshot()
+	b.program("apt-get", `echo "Remv firmware-misc-nonfree [1]"; echo "Remv kdump-tools [1]"`)
+	_, err := b.engine().Undo(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "kdump-tools was installed since and needs them: remove it first") {
+		t.Errorf("error %v", err)
+	}
+	if b.snapshot()["/lib/firmware/qat_4xxx.bin.xz"] != after["/lib/firmware/qat_4xxx.bin.xz"] {
+		t.Error("the firmware is gone")
 	}
 }
 

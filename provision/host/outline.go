@@ -30,7 +30,7 @@ func (s *driverRelease) Outline(context.Context) []plan.Change {
 	case config.DriverArchive:
 		return []plan.Change{{Object: s.config.Driver.Archive, To: "built and installed", Why: "provision.driver asks for this release"}}
 	}
-	m, packages, err := s.distribution()
+	m, packages, err := s.distribution(lack{modules: []string{"of the cards"}, firmware: []string{"of the cards"}})
 	if err != nil {
 		return nil
 	}
