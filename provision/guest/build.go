@@ -265,12 +265,26 @@ func driverCommands(tree, build string, vendor bool) [][]string {
 	return [][]string{{"make", "-C", build, "M=" + tree, "modules"}}
 }
 
+// unpackDrivers unpacks a copy of the archive, which nobody can exchange once its
+// digest was looked at.
+func (o *Options) unpackDrivers(ctx context.Context, tree string) error {
+	if err := os.MkdirAll(filepath.Dir(tree), 0o755); err != nil {
+		return err
+	}
+	own := tree + ".archive"
+	defer os.Remove(own)
+	if err := unpack.Fetch(o.DriverArchive, own, o.DriverSHA256); err != nil {
+		return err
+	}
+	return unpackTree(ctx, own, tree)
+}
+
 func (o *Options) runDriverBuild(ctx context.Context, k *Kernel, tree string) ([]string, error) {
 	if _, err := os.Stat(filepath.Join(k.Build, "Makefile")); err != nil {
 		return nil, fmt.Errorf("%s is no place to build modules for Linux %s: %w: install its headers", k.Build, k.Release, err)
 	}
 	o.progress("unpack the drivers' source", 0, 0)
-	if err := unpackTree(ctx, o.DriverArchive, tree); err != nil {
+	if err := o.unpackDrivers(ctx, tree); err != nil {
 		return nil, err
 	}
 	_, err := os.Stat(filepath.Join(tree, "configure"))
