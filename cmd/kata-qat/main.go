@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -61,10 +62,14 @@ func report(stderr io.Writer, err error) int {
 		fmt.Fprintf(stderr, "kata-qat: %s\n", oneLine(line))
 	}
 	var exit cli.ExitCoder
-	if errors.As(err, &exit) {
-		return exit.ExitCode()
+	if !errors.As(err, &exit) {
+		return exitFailure
 	}
-	return exitFailure
+	// It has such a method, too, and says how a program ended that was run here.
+	if _, other := exit.(*exec.ExitError); other {
+		return exitFailure
+	}
+	return exit.ExitCode()
 }
 
 func oneLine(err error) string {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -310,5 +311,18 @@ func TestProvisionNodeShowsEveryPart(t *testing.T) {
 	}
 	if code, _, stderr := kataQAT(t, "--host-root", tree.Root, "provision", "node"); code != exitFailure || !strings.Contains(stderr, "host: preflight: there is no QAT physical function") {
 		t.Errorf("it was applied: exit code %d, %s", code, stderr)
+	}
+}
+
+func TestHowAProgramEndedThatWasRunIsNotHowWeEnd(t *testing.T) {
+	for _, code := range []string{"2", "3", "100"} { // that something is pending, that a reboot is needed
+		var out bytes.Buffer
+		err := exec.Command("/bin/sh", "-c", "exit "+code).Run()
+		if got := report(&out, fmt.Errorf("run make: %w", err)); got != exitFailure {
+			t.Errorf("exit code %d, want %d", got, exitFailure)
+		}
+		if got, want := out.String(), "kata-qat: run make: exit status "+code+"\n"; got != want {
+			t.Errorf("it says %q, want %q", got, want)
+		}
 	}
 }
