@@ -98,7 +98,7 @@ $(TOOLS)/helm/.stamp: test/tools/helm/go.mod test/tools/helm/go.sum
 	@touch $@
 
 .PHONY: test
-test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, QEMU lab, kernel trees
+test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, QEMU lab, drivers, kernel trees
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
@@ -106,6 +106,7 @@ test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, Q
 	@$(MAKE) --no-print-directory cluster-test
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
+	@$(MAKE) --no-print-directory driver-test
 	@$(MAKE) --no-print-directory kernel-test
 	@echo "==> all passed"
 
@@ -165,6 +166,13 @@ lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped 
 chain-test: lab-setup build tools ## follow a VF from a pod's request into its VM, to the PF's counters (root)
 	@echo "==> the whole chain, in a QEMU guest"
 	@$(GO) test -tags lab -count 1 -v -timeout 10m ./test/lab/chaintest
+
+# In roots of its own, which are not the lab's.
+.PHONY: driver-test
+driver-test: lab-setup ## build a driver release, and install Debian's packages of drivers, in Debian roots (root)
+	@echo "==> drivers, in Debian roots"
+	@test/driver/setup.sh
+	@$(GO) test -tags lab -count 1 -timeout $(BEDTIME) ./test/driver
 
 .PHONY: kernel-test
 kernel-test: ## merge the kernel configuration fragments into real kernel trees

@@ -51,13 +51,15 @@ var distributions = []struct {
 	// The kernel package has all modules; firmware is in non-free-firmware, for
 	// c62x, c3xxx and dh895xcc in firmware-misc-nonfree 20230210-5 (Debian 12), and
 	// for 402xx and 420xx as well in firmware-intel-misc 20250410-2 (Debian 13, and
-	// 12's backports). Neither has that of 4xxx.
+	// 12's backports). Neither has that of 4xxx, and no kernel 6.1 or 6.12 of
+	// Debian's a driver of Gen4.
 	{[]string{"debian"}, 12, &apt, []string{"linux-image-%r"}, []string{"firmware-misc-nonfree"}},
 	{[]string{"debian"}, 0, &apt, []string{"linux-image-%r"}, []string{"firmware-intel-misc"}},
 	// kernel-modules has, or depends on what has, all of drivers/crypto and
-	// drivers/vfio (kernel-ark, redhat/scripts/filter-modules.sh). linux-firmware:
-	// Fedora's spec has no package of its own for QAT's; RHEL:
-	// https://access.redhat.com/kb/6376901
+	// drivers/vfio: filter-modules.sh of these kernels' packages leaves both in
+	// kernel-core (later kernel-modules-core). linux-firmware has what its spec does
+	// not split off, and that has nothing of QAT (Fedora, 20260916-1); for RHEL see
+	// https://access.redhat.com/kb/6376901.
 	{[]string{"fedora", "rhel", "centos"}, 0, &dnf, []string{"kernel-modules-%r"}, []string{"linux-firmware"}},
 }
 

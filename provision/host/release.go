@@ -86,6 +86,16 @@ func (s *driverRelease) applyArchive(ctx context.Context, j *plan.Journal) error
 	if err != nil {
 		return err
 	}
+	// make uninstall takes away what make install put there, but not where.
+	updates, err := s.recordDirs(s.Name(), "/lib/modules/"+s.kernel().release+"/updates/drivers/crypto/qat/*")
+	if err != nil {
+		return err
+	}
+	firmware, err := s.recordDirs(s.Name(), "/lib/firmware/*")
+	if err != nil {
+		return err
+	}
+	records = slices.Concat(records, updates, firmware)
 	// Before anything is there: what is half unpacked is taken away too.
 	r, err := plan.NewRecord(s.Name(), kindRelease, dir, releaseState{}, nil)
 	if err != nil {
