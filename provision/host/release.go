@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -276,6 +277,7 @@ func (s *driverRelease) uninstall(ctx context.Context, r plan.Record) error {
 			return err
 		}
 	}
+	state.Kernel = cmp.Or(state.Kernel, s.kernel().release) // journals had none at first
 	trees := []string{r.Object}
 	switch {
 	case state.DKMS != "":
