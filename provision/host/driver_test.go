@@ -238,6 +238,20 @@ func TestADriverReleaseIsBuiltAndTakenAway(t *testing.T) {
 	b.unchanged(before)
 }
 
+func TestADriverThatIsLoadedIsSaidToStay(t *testing.T) {
+	for taint, want := range map[string]int{"\n": 1, "OE\n": 0} {
+		b := withRelease(t)
+		if err := b.kernel.Tree.Rebind("0000:6b:00.0", "4xxx"); err != nil && !errors.Is(err, qattest.ErrMknod) {
+			t.Fatal(err)
+		}
+		b.files(map[string]string{"/sys/module/qat_4xxx/taint": taint})
+		notes := step(b.apply(), "driver-release").Notes
+		if len(notes) != want || want > 0 && notes[0] != "0000:6b:00.0 has the driver of the kernel's own tree still: it gets the release's at the next boot" {
+			t.Errorf("with the taint %q it says %q", taint, notes)
+		}
+	}
+}
+
 func TestAKilledBuildIsCompletedOrTakenAway(t *testing.T) {
 	for n := 1; ; n++ {
 		b := withRelease(t)

@@ -33,7 +33,8 @@ func (s *driverRelease) isInstalled() bool { return s.exists(path.Join(s.release
 func (s *driverRelease) checkArchive() (plan.State, error) {
 	kernel := s.kernel().release
 	if s.isInstalled() {
-		return plan.State{Is: path.Base(s.config.Driver.Archive) + " is installed for Linux " + kernel}, nil
+		notes, err := s.inTree()
+		return plan.State{Is: path.Base(s.config.Driver.Archive) + " is installed for Linux " + kernel, Notes: notes}, err
 	}
 	state := plan.State{Is: path.Base(s.config.Driver.Archive) + " is not installed for Linux " + kernel}
 	archive, err := s.path(s.config.Driver.Archive)
@@ -52,6 +53,27 @@ func (s *driverRelease) checkArchive() (plan.State, error) {
 		}
 	}
 	return state, nil
+}
+
+// inTree says which PFs have a driver of the kernel's own tree, although a release
+// is installed: only what is built elsewhere taints the kernel with an O (Linux,
+// Documentation/ABI/testing/sysfs-module).
+func (s *driverRelease) inTree() (notes []string, _ error) {
+	ts, err := s.targets()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range ts {
+		file := "/sys/module/" + moduleName(t.Family.PFModule) + "/taint"
+		taint, err := s.text(file)
+		if err != nil {
+			return nil, err
+		}
+		if t.Driver == t.Family.PFDriver && s.exists(file) && !strings.Contains(taint, "O") {
+			notes = append(notes, fmt.Sprintf("%s has the driver of the kernel's own tree still: it gets the release's at the next boot", t.Address))
+		}
+	}
+	return notes, nil
 }
 
 func (s *driverRelease) planArchive() ([]plan.Change, error) {

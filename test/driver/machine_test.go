@@ -98,6 +98,7 @@ func newMachine(t *testing.T, suite, kernel string, pf qattest.PF) *machine {
 	for name, content := range map[string]string{
 		"/sys/module/vfio_pci/initstate":         "live\n",
 		"/sys/module/vfio_iommu_type1/initstate": "live\n",
+		"/sys/module/qat_4xxx/taint":             "\n",
 		"/usr/local/bin/kata-qat":                "",
 	} {
 		m.write(name, content)
