@@ -32,7 +32,7 @@ func provisioners() []*cli.Command {
 }
 
 // elsewhere does nothing in a program that has every command.
-func elsewhere(*cli.App, []string) error { return nil }
+func elsewhere([]string) error { return nil }
 
 // nodeOf says where the containers are.
 func nodeOf(c *cli.Context) containers.Node {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,8 +26,8 @@ func provisioners() []*cli.Command { return nil }
 // elsewhere becomes the full program unless the command line is one of
 // provision host. It returns on an error only, or when there is nothing to do
 // elsewhere.
-func elsewhere(app *cli.App, args []string) error {
-	if sorted := sortArgs(app, args); slices.Equal(sorted.path, []string{"provision", "host"}) && !slices.Contains(args, completionFlag) {
+func elsewhere(args []string) error {
+	if sorted := sortArgs(newApp(io.Discard, io.Discard), args); slices.Equal(sorted.path, []string{"provision", "host"}) && !slices.Contains(args, completionFlag) {
 		return nil
 	}
 	self, err := os.Executable()

@@ -32,6 +32,10 @@ const (
 )
 
 func main() {
+	// Before signals are taken: one that comes in between must not be lost.
+	if err := elsewhere(os.Args); err != nil {
+		os.Exit(report(os.Stderr, err))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	code := run(ctx, os.Args, os.Stdout, os.Stderr)
 	stop()
@@ -41,9 +45,6 @@ func main() {
 // run runs one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
-	if err := elsewhere(app, args); err != nil {
-		return report(stderr, err)
-	}
 	words, args := splitCompletion(args)
 	app.Metadata[completionKey] = words
 	return report(stderr, app.RunContext(ctx, flagsFirst(app, args)))
