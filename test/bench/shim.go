@@ -90,10 +90,19 @@ func benchShim(ctx context.Context, o options) (err error) {
 // benchPod compares a whole pod start over CRI, sandbox and one container with
 // two VFs, with the shim and the plugin and without either. The container's
 // request has the VFs' nodes in both, as kubelet writes it for any device
-// plugin: what the runtime makes of them is not ours.
+// plugin: what the runtime makes of them is not ours. Between the two stands the
+// least that such a design can cost: a shim and a plugin that do nothing.
 func benchPod(ctx context.Context, o options) (err error) {
+	idle, err := buildIdleShim(ctx)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(idle)
 	node, err := start(func(so *simnode.Options) {
-		so.Bed.Handlers = map[string]bed.Handler{"kata-qat": {RuntimeType: bed.RuncType}, "plain": {RuntimeType: bed.RuncType}}
+		so.Bed.Handlers = map[string]bed.Handler{
+			"kata-qat": {RuntimeType: bed.RuncType}, "plain": {RuntimeType: bed.RuncType},
+			"idle": {RuntimeType: bed.RuncType, RuntimePath: idle},
+		}
 		so.Shims = map[string]string{"kata-qat": "containerd-shim-runc-v2"}
 	})
 	if err != nil {
@@ -106,7 +115,7 @@ func benchPod(ctx context.Context, o options) (err error) {
 	}
 	measure := func(ctx context.Context, v *variant, n int) error {
 		var d *simnode.Daemon
-		if v.handler == "kata-qat" {
+		if v.handler != "plain" {
 			var err error
 			if d, err = node.StartDaemon(ctx); err != nil {
 				return err
@@ -141,11 +150,34 @@ func benchPod(ctx context.Context, o options) (err error) {
 		}
 		return nil
 	}
-	variants := []variant{{name: "without kata-qat", handler: "plain"}, {name: "with plugin and shim", handler: "kata-qat"}}
+	variants := []variant{
+		{name: "without kata-qat", handler: "plain"},
+		{name: "with a plugin and a shim that do nothing", handler: "idle"},
+		{name: "with plugin and shim", handler: "kata-qat"},
+	}
 	n := max(1, o.n/10)
 	if err := interleave(ctx, options{rounds: o.rounds, n: n}, variants, measure); err != nil {
 		return err
 	}
 	printPaired(fmt.Sprintf("Start of a pod with one container and two VFs over CRI, %d interleaved rounds of %d", o.rounds, n), variants)
 	return nil
+}
+
+// buildIdleShim builds a shim that only becomes that of runc.
+func buildIdleShim(ctx context.Context) (string, error) {
+	tools, err := bed.ToolsDir("")
+	if err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp("", "containerd-shim-idle-")
+	if err != nil {
+		return "", err
+	}
+	f.Close()
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w -X main.real="+filepath.Join(tools, "containerd-shim-runc-v2"), "-o", f.Name(), "github.com/kata-qat/kata-qat/test/bench/idleshim")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the shim that does nothing: %w: %s", err, out)
+	}
+	return f.Name(), nil
 }
