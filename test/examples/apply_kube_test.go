@@ -26,7 +26,7 @@ func kustomizations(t *testing.T) []string {
 			if err != nil {
 				return err
 			}
-			if filepath.Base(name) != "base" && name != "web" && name != "qat-tls" {
+			if filepath.Base(name) != "base" && name != "web" && name != "qat-tls" && name != "certificate" {
 				all = append(all, name)
 			}
 		}
