@@ -25,6 +25,9 @@ has runc || missing+=(runc)
 has_static_busybox || missing+=(busybox-static)
 has_c_compiler || missing+=(gcc libc6-dev)
 has shellcheck || missing+=(shellcheck)
+# Documented commands have them.
+has curl || missing+=(curl)
+has jq || missing+=(jq)
 # Guests are made from initrds and images of every kind; one has kmod in it.
 has xz || missing+=(xz-utils)
 has zstd || missing+=(zstd)

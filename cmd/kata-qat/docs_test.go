@@ -3,134 +3,43 @@
 package main
 
 import (
-	"io/fs"
+	"bufio"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/kata-qat/kata-qat/internal/containers/containerstest"
+	"github.com/kata-qat/kata-qat/internal/qat/qattest"
+	"github.com/kata-qat/kata-qat/test/docs"
 )
-
-// command is a line of the documentation that a reader is to type.
-type command struct {
-	file, text string
-	mark       string // of its block: where else than here it can be run; "" for anywhere
-	fenced     bool   // in a block ```console
-	mention    bool   // within a text, perhaps without what it needs
-}
-
-// words are the command's, up to what the shell does with it.
-func (c command) words() []string {
-	var all []string
-	for _, word := range shellWord.FindAllString(c.text, -1) {
-		if strings.ContainsAny(word[:1], "#|;&<>") {
-			break
-		}
-		all = append(all, strings.Trim(word, `"'`))
-	}
-	return all
-}
-
-var (
-	shellWord = regexp.MustCompile(`"[^"]*"|'[^']*'|[^\s"']+`)
-	span      = regexp.MustCompile("`(kata-qat [a-z][^`]*)`")
-	link      = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
-)
-
-// The marks of a block of commands: ```console MARK.
-var marks = []string{
-	"hardware", // needs QAT devices
-	"node",     // changes or reads a machine with Kata Containers
-	"cluster",  // needs a Kubernetes cluster
-}
-
-// documents are all files that people read.
-func documents(t *testing.T) []string {
-	t.Helper()
-	all := []string{"README.md"}
-	for _, dir := range []string{"docs", "deploy"} {
-		err := filepath.WalkDir(filepath.Join("../..", dir), func(path string, e fs.DirEntry, err error) error {
-			if err == nil && strings.HasSuffix(path, ".md") {
-				path, err = filepath.Rel("../..", path)
-				all = append(all, path)
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return all
-}
-
-// commands are those of all documents: lines of fenced and indented blocks, and
-// spans of text that call kata-qat.
-func commands(t *testing.T) []command {
-	t.Helper()
-	var all []command
-	for _, file := range documents(t) {
-		b, err := os.ReadFile(filepath.Join("../..", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		block, continued := "", false
-		for line := range strings.SplitSeq(string(b), "\n") {
-			if info, ok := strings.CutPrefix(line, "```"); ok {
-				switch {
-				case block != "":
-					block = ""
-				case info == "":
-					block = "text"
-				default:
-					block = info
-				}
-				continue
-			}
-			language, mark, _ := strings.Cut(block, " ")
-			indented := block == "" && strings.HasPrefix(line, "    ")
-			for _, m := range span.FindAllStringSubmatch(line, -1) {
-				if block == "" && !indented {
-					all = append(all, command{file: file, text: strings.ReplaceAll(m[1], `\|`, "|"), mention: true})
-				}
-			}
-			text := strings.TrimSpace(line)
-			isCommand := language == "console" || language == "sh" || indented && strings.HasPrefix(text, "kata-qat ")
-			if isCommand && text != "" && !strings.HasPrefix(text, "#") {
-				if continued {
-					all[len(all)-1].text += " " + text
-				} else {
-					all = append(all, command{file: file, text: text, mark: mark, fenced: language == "console"})
-				}
-				last := &all[len(all)-1]
-				last.text, continued = strings.CutSuffix(last.text, `\`)
-			}
-		}
-		if block != "" {
-			t.Errorf("%s: a block of code is not closed", file)
-		}
-	}
-	return all
-}
 
 // Every command line of the documentation is one that kata-qat understands.
 func TestDocumentedCommandLinesAreUnderstood(t *testing.T) {
 	app := newApp(os.Stdout, os.Stderr)
+	all, err := docs.Commands("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
 	checked := 0
-	for _, c := range commands(t) {
-		words := c.words()
-		if len(words) == 0 || words[0] != "kata-qat" {
+	for _, c := range all {
+		if c.Program() != "kata-qat" {
 			continue
 		}
+		line, _, _ := strings.Cut(c.Text, " |")
 		checked++
 		known, level := map[string]bool{"help": false, "h": false, "version": false}, app.Commands
 		for name, value := range takesValue(app.Flags) {
 			known[name] = value
 		}
 		value, arguments := false, false
-		for _, word := range words[1:] {
+		for _, word := range strings.Fields(line)[1:] {
 			switch {
 			case value:
 				value = false
@@ -138,7 +47,7 @@ func TestDocumentedCommandLinesAreUnderstood(t *testing.T) {
 				name, _, given := strings.Cut(strings.TrimLeft(word, "-"), "=")
 				takes, ok := known[name]
 				if !ok {
-					t.Errorf("%s: %q: there is no flag %s", c.file, c.text, word)
+					t.Errorf("%s: %q: there is no flag %s", c.File, c.Text, word)
 				}
 				value = takes && !given
 			case word == strings.ToUpper(word): // COMMAND, NAMESPACE/POD
@@ -147,7 +56,7 @@ func TestDocumentedCommandLinesAreUnderstood(t *testing.T) {
 				sub := named(level, word)
 				if sub == nil {
 					if !arguments && takesCommand(level) {
-						t.Errorf("%s: %q: there is no command %s", c.file, c.text, word)
+						t.Errorf("%s: %q: there is no command %s", c.File, c.Text, word)
 					}
 					arguments = true
 					continue
@@ -169,124 +78,116 @@ func takesCommand(level []*cli.Command) bool {
 	return slices.ContainsFunc(level, func(c *cli.Command) bool { return c.Name != "help" })
 }
 
-// What only reads is run, on a machine with simulated devices.
-func TestDocumentedCommandsThatReadRun(t *testing.T) {
-	root := host(t)
-	ran := map[string]bool{}
-	for _, c := range commands(t) {
-		words := c.words()
-		if c.mention || len(words) < 2 || words[0] != "kata-qat" || !reads(words) || ran[strings.Join(words, " ")] {
-			continue
-		}
-		ran[strings.Join(words, " ")] = true
-		args := append([]string{"--host-root", root}, words[1:]...)
-		if code, _, stderr := kataQAT(t, args...); code == exitUsage && !slices.Contains(words, "--dry-run") {
-			t.Errorf("%s: %q: %s", c.file, c.text, stderr)
-		}
-	}
-	if len(ran) < 6 {
-		t.Errorf("only %d commands were run: %v", len(ran), ran)
-	}
+// documented is a machine for the documented commands: a sound one, with a pod that
+// holds a VF, and a shell that finds kata-qat.
+type documented struct {
+	t    *testing.T
+	dir  string // where the shell is
+	root string // of the machine
 }
 
-// reads tells whether a command changes nothing, ends by itself, and asks no one but
-// this machine.
-func reads(words []string) bool {
-	if slices.ContainsFunc(words, func(w string) bool { return w == strings.ToUpper(w) && !strings.HasPrefix(w, "-") }) {
-		return false // NAMESPACE/POD
+func newDocumented(t *testing.T) documented {
+	t.Helper()
+	d := documented{t: t, dir: t.TempDir(), root: containerstest.Root(t)}
+	machine := qattest.Node{PFs: []qattest.PF{{Address: "0000:6b:00.0", Family: "4xxx", Services: "sym;asym", State: "up", Group: 20, VFs: 2, VFDriver: "vfio-pci", FirstGroup: 100}}}
+	if err := machine.Write(d.root); err != nil {
+		t.Skipf("%v: run as root", err)
 	}
-	switch words[1] {
-	case "devices", "doctor", "dump", "kernel-config", "version":
-		return !slices.Contains(words, "--watch") && !slices.Contains(words, "-w") && !slices.Contains(words, "--host-root")
-	case "provision":
-		return slices.Contains(words, "--dry-run") && len(words) > 2 && (words[2] == "host" || words[2] == "runtime")
+	containerstest.Serve(t, d.root,
+		containerstest.Sandbox(sandboxID, "default", "ingress", "{}"),
+		containerstest.Container(appID, sandboxID, "default", "ingress", "app", appSpec))
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, filepath.Join(d.dir, "kata-qat"))
 	}
-	return false
-}
-
-// A block of commands says where they can be run, if that is not everywhere.
-func TestDocumentedCommandsAreMarked(t *testing.T) {
-	for _, c := range commands(t) {
-		if !c.fenced {
-			continue
-		}
-		if c.mark != "" && !slices.Contains(marks, c.mark) {
-			t.Errorf("%s: a block is marked %q, expected one of %q", c.file, c.mark, marks)
-		}
-		program, _, _ := strings.Cut(c.text, " ")
-		if c.mark == "" && !slices.Contains([]string{"kata-qat", "make", "podman"}, program) && !strings.HasPrefix(program, "scripts/") {
-			t.Errorf("%s: %q: not marked, and no program of ours", c.file, c.text)
-		}
-	}
-}
-
-// What the documentation names is there: targets of make, scripts, files, tests.
-func TestWhatTheDocumentationNamesIsThere(t *testing.T) {
-	makefile, err := os.ReadFile("../../Makefile")
-	if err != nil {
+	config, cerr := os.ReadFile("../../kernel-config/testdata/kata-like.config")
+	if err := errors.Join(err, cerr,
+		os.MkdirAll(filepath.Join(d.root, "proc/sys/kernel"), 0o755), os.MkdirAll(filepath.Join(d.root, "boot"), 0o755),
+		os.WriteFile(filepath.Join(d.root, "proc/sys/kernel/osrelease"), []byte("6.12.1\n"), 0o644),
+		os.WriteFile(filepath.Join(d.root, "boot/config-6.12.1"), config, 0o644),
+	); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range commands(t) {
-		words := c.words()
-		if len(words) > 1 && words[0] == "make" && !strings.Contains(string(makefile), "\n"+words[1]+":") {
-			t.Errorf("%s: %q: there is no such target", c.file, c.text)
-		}
-		if len(words) > 0 && strings.HasPrefix(words[0], "scripts/") {
-			if _, err := os.Stat(filepath.Join("../..", words[0])); err != nil {
-				t.Errorf("%s: %q: %v", c.file, c.text, err)
-			}
-		}
+	return d
+}
+
+func (d documented) command(line string) *exec.Cmd {
+	line = strings.NewReplacer("NAMESPACE/POD", "default/ingress", "COMMAND", "provision host").Replace(line)
+	cmd := exec.CommandContext(d.t.Context(), "sh", "-c", "exec "+line)
+	cmd.Dir = d.dir
+	cmd.Env = append(os.Environ(), "PATH="+d.dir+":"+os.Getenv("PATH"), "KATA_QAT_TEST_MAIN=1", "KATA_QAT_HOST_ROOT="+d.root)
+	return cmd
+}
+
+// What only reads is run on a machine with simulated devices.
+func TestDocumentedCommandsThatReadRun(t *testing.T) {
+	doc := docs.For(t)
+	d := newDocumented(t)
+	expected := map[string]struct {
+		code int
+		says string
+	}{
+		// Devices, and nothing else.
+		"kata-qat doctor":            {1, "run-dir"},
+		"kata-qat doctor --problems": {1, "run-dir"},
+		// Names of commands that want something more.
+		"kata-qat dump":   {2, "nothing to dump"},
+		"kata-qat verify": {2, "expected one pod"},
+
+		"kata-qat COMMAND --help":              {0, "kata-qat provision host - "},
+		"kata-qat counters":                    {0, "0000:6b:00.0   4xxx     up"},
+		"kata-qat counters --engines":          {0, "0000:6b:00.0"},
+		"kata-qat devices":                     {0, "default/ingress"},
+		"kata-qat dump --all":                  {0, "default/ingress"},
+		"kata-qat dump --diff NAMESPACE/POD":   {0, `+ "QAT=1"`},
+		"kata-qat dump --diff default/ingress": {0, `+ "QAT=1"`},
+		"kata-qat kernel-config":               {0, "merge"},
+		"kata-qat kernel-config check --for guest --profile guest-kernel --family c62x": {1, "CRYPTO_DEV_QAT_C62XVF"},
+		"kata-qat kernel-config list":        {0, "guest/c62x"},
+		"kata-qat provision":                 {0, "runtime"},
+		"kata-qat provision cluster --print": {0, "kind: RuntimeClass"},
+		"kata-qat topology -f node-1.svg":    {0, ""},
 	}
-	for _, file := range documents(t) {
-		b, err := os.ReadFile(filepath.Join("../..", file))
-		if err != nil {
+	watch := doc.Line("kata-qat counters --watch")
+	for _, line := range doc.All() {
+		if line == watch {
+			continue
+		}
+		want, ok := expected[line]
+		if !ok {
+			t.Errorf("%s: what is expected of it?", line)
+			continue
+		}
+		cmd := d.command(line)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
 			t.Fatal(err)
 		}
-		for _, m := range link.FindAllStringSubmatch(string(b), -1) {
-			if strings.Contains(m[1], "://") {
-				continue
-			}
-			if _, err := os.Stat(filepath.Join("../..", filepath.Dir(file), m[1])); err != nil {
-				t.Errorf("%s: link to %s: %v", file, m[1], err)
-			}
+		if code := cmd.ProcessState.ExitCode(); code != want.code || !strings.Contains(string(out), want.says) {
+			t.Errorf("%s: exit code %d, expected %d with %q in\n%s", line, code, want.code, want.says, out)
 		}
 	}
-	security, err := os.ReadFile("../../docs/security.md")
-	if err != nil {
-		t.Fatal(err)
+	if b, err := os.ReadFile(filepath.Join(d.dir, "node-1.svg")); err != nil || !strings.Contains(string(b), "default/ingress") {
+		t.Errorf("the picture: %v, %s", err, b)
 	}
-	there := tests(t)
-	names := regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(security), -1)
-	if len(names) < 15 {
-		t.Errorf("docs/security.md names %d tests", len(names))
-	}
-	for _, name := range names {
-		if !there[name] {
-			t.Errorf("docs/security.md: there is no test %s", name)
-		}
-	}
-}
 
-// tests are the names of all tests of the module.
-func tests(t *testing.T) map[string]bool {
-	t.Helper()
-	declaration := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
-	all := map[string]bool{}
-	err := filepath.WalkDir("../..", func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() && (e.Name() == "build" || e.Name() == ".git") {
-			return fs.SkipDir
-		}
-		if err != nil || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		for _, m := range declaration.FindAllStringSubmatch(string(b), -1) {
-			all[m[1]] = true
-		}
-		return err
-	})
+	cmd := d.command(watch)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return all
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), "0000:6b:00.0") {
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() {
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%s: %v after ^C", watch, err)
+	}
 }

@@ -13,7 +13,9 @@ import (
 
 	eventsv1 "k8s.io/api/events/v1"
 
+	"github.com/kata-qat/kata-qat/internal/refusal"
 	"github.com/kata-qat/kata-qat/test/bed/apiserver"
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 // rights are all that the daemon needs to write events.
@@ -31,6 +33,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: nobody}]
 
 // What the API server takes and refuses only the real one knows.
 func TestTheRealServerTakesEventsAndTheirSeries(t *testing.T) {
+	doc := docs.For(t)
 	s := apiserver.ForTest(t)
 	logger := logrus.New()
 	logger.SetOutput(io.Discard)
@@ -83,6 +86,11 @@ func TestTheRealServerTakesEventsAndTheirSeries(t *testing.T) {
 	}
 	// kubectl describe pod looks for them so.
 	if out, err := s.Kubectl(t, apiserver.Admin, "", "get", "events", "--field-selector", "involvedObject.name=ingress,involvedObject.uid=0b0c"); err != nil || !strings.Contains(out, "QATShortage") {
+		t.Errorf("%v: %s", err, out)
+	}
+	f.Reason = refusal.DeviceHeld
+	refuse(func(o Outcomes) bool { return o.Sent == 3 })
+	if out, err := s.Kubectl(t, apiserver.Admin, "", strings.Fields(doc.Line("kubectl get events"))[1:]...); err != nil || !strings.Contains(out, "QATDeviceHeld") || strings.Contains(out, "QATShortage") {
 		t.Errorf("%v: %s", err, out)
 	}
 }

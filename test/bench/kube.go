@@ -25,8 +25,6 @@ import (
 const (
 	cyResource = "qat.intel.com/cy"
 	benchSpace = "bench"
-	// crowd are the pods that come at once, each with one VF.
-	crowd = 50
 )
 
 // benchKube measures pods in a real cluster, for which this program is started
@@ -187,13 +185,13 @@ func (b *kubeBench) pairs(ctx context.Context, o options) error {
 }
 
 // crowds measures many pods at once, and looks for VFs that are in two of them.
-func (b *kubeBench) crowds(ctx context.Context, _ options) error {
-	fmt.Printf("\n### %d pods at once\n\n| | all running after | pending | VFs in two pods |\n|---|---|---|---|\n", crowd)
+func (b *kubeBench) crowds(ctx context.Context, o options) error {
+	fmt.Printf("\n### %d pods at once\n\n| | all running after | pending | VFs in two pods |\n|---|---|---|---|\n", o.crowd)
 	for _, v := range []struct {
 		name string
 		vfs  int
 	}{{"pods without QAT", 0}, {"pods with one VF each", 1}, {"pods without QAT, again", 0}, {"pods with one VF each, again", 1}} {
-		took, pending, twice, err := b.atOnce(ctx, v.vfs)
+		took, pending, twice, err := b.atOnce(ctx, o.crowd, v.vfs)
 		if err != nil {
 			return err
 		}
@@ -202,7 +200,7 @@ func (b *kubeBench) crowds(ctx context.Context, _ options) error {
 	return nil
 }
 
-func (b *kubeBench) atOnce(ctx context.Context, vfs int) (took time.Duration, pending, twice int, err error) {
+func (b *kubeBench) atOnce(ctx context.Context, crowd, vfs int) (took time.Duration, pending, twice int, err error) {
 	pods := b.Client.CoreV1().Pods(benchSpace)
 	w, err := pods.Watch(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -259,7 +257,7 @@ func (b *kubeBench) atOnce(ctx context.Context, vfs int) (took time.Duration, pe
 
 // footprint watches the daemon while pods that hold VFs just run.
 func (b *kubeBench) footprint(ctx context.Context, o options) (err error) {
-	if _, _, _, err := b.atOnce(ctx, 1); err != nil {
+	if _, _, _, err := b.atOnce(ctx, o.crowd, 1); err != nil {
 		return err
 	}
 	pid := b.Daemon.PID()
@@ -277,7 +275,7 @@ func (b *kubeBench) footprint(ctx context.Context, o options) (err error) {
 	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
-	fmt.Printf("\n### The daemon beside a kubelet, after %d pods\n\n| | |\n|---|---|\n", 5*crowd)
+	fmt.Printf("\n### The daemon beside a kubelet, after %d pods\n\n| | |\n|---|---|\n", 5*o.crowd)
 	fmt.Printf("| resident memory | %.1f MiB |\n| highest resident memory | %.1f MiB |\n", mib(after["VmRSS"]), mib(after["VmHWM"]))
 	fmt.Printf("| CPU in %s of idleness | %.2f %% of a core |\n", o.idle, 100*(cpuAfter-cpu).Seconds()/o.idle.Seconds())
 	return nil

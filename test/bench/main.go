@@ -22,6 +22,7 @@ import (
 type options struct {
 	rounds, n int
 	pods      int
+	crowd     int
 	idle      time.Duration
 }
 
@@ -42,6 +43,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 8, "rounds of each paired measurement")
 	flag.IntVar(&o.n, "n", 100, "runs in a round")
 	flag.IntVar(&o.pods, "pods", 30, "pods of each kind in a cluster, a multiple of 5; 0 for the other figures only")
+	flag.IntVar(&o.crowd, "crowd", 50, "pods that come at once in a cluster, each with one VF")
 	flag.DurationVar(&o.idle, "idle", 60*time.Second, "how long the idle daemon is watched")
 	only := flag.String("only", "", "run only this benchmark: create, shim, pod, footprint, kube")
 	flag.Parse()

@@ -134,24 +134,35 @@ func TestThereIsNoPrivateKeyInTheRepository(t *testing.T) {
 
 const remote = "https://github.com/kata-qat/kata-qat//"
 
+// written is what a user writes for an accelerated ingress, as a document shows it.
+type written struct {
+	text, kustomization, ingress string
+}
+
+func userWrites(t *testing.T, file string) (all []written) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(moduleRoot(t), file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllStringSubmatch(string(b), -1) {
+		kustomization, ingress, found := strings.Cut(m[1], "---\n")
+		if found && strings.Contains(kustomization, remote) {
+			all = append(all, written{strings.TrimSpace(m[1]), kustomization, ingress})
+		}
+	}
+	return all
+}
+
 // An accelerated ingress takes 20 lines by the user, wherever they are shown.
 func TestTheUserWritesTwentyLines(t *testing.T) {
 	root := moduleRoot(t)
-	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```")
 	s := startServer(t)
 	shown := 0
 	for _, file := range []string{"README.md", "docs/tutorial.md", "deploy/examples/README.md"} {
-		b, err := os.ReadFile(filepath.Join(root, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range block.FindAllStringSubmatch(string(b), -1) {
-			kustomization, ingress, found := strings.Cut(m[1], "---\n")
-			if !found || !strings.Contains(kustomization, remote) {
-				continue
-			}
+		for _, w := range userWrites(t, file) {
 			shown++
-			if lines := strings.Count(strings.TrimSpace(m[1]), "\n") + 1; lines > 20 {
+			if lines := strings.Count(w.text, "\n") + 1; lines > 20 {
 				t.Errorf("%s shows %d lines", file, lines)
 			}
 			dir := t.TempDir()
@@ -159,7 +170,7 @@ func TestTheUserWritesTwentyLines(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			kustomization = strings.ReplaceAll(kustomization, remote, local+"/")
+			kustomization := strings.ReplaceAll(w.kustomization, remote, local+"/")
 			if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -169,7 +180,7 @@ func TestTheUserWritesTwentyLines(t *testing.T) {
 				t.Errorf("%s: an image is still that of nobody", file)
 			}
 			mustApply(t, s, rendered, "-f", "-")
-			mustApply(t, s, ingress, "-f", "-")
+			mustApply(t, s, w.ingress, "-f", "-")
 		}
 	}
 	if shown == 0 {

@@ -3,10 +3,14 @@
 package lab
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 // containerdUnit is containerd's own, without what needs a network.
@@ -92,22 +96,29 @@ func unusedIOMMU(t *testing.T) []string {
 	return []string{"-acpitable", "sig=DMAR,rev=1,data=" + table}
 }
 
+// typed is a script that runs a documented line, and says so if it went well.
+func typed(line string) string {
+	line = strings.NewReplacer("FILE", "/opt/kata/share/kata-containers/kata-containers-initrd.img", "MODULE", "qat_4xxxvf").Replace(line)
+	return fmt.Sprintf("( %s ) >/tmp/typed 2>&1 && echo 'typed: %[1]s' || { echo \"$?: \"'%[1]s'; tail -5 /tmp/typed; }\n", line)
+}
+
 // The machine is as a distribution makes it: its own systemd runs the units, its
 // udev the rule, its kmod loads modules, its update-grub makes the command line of
 // the next boot, and it is rebooted.
 func TestANodeIsBootstrappedAcrossARebootAndPutBack(t *testing.T) {
 	t.Parallel()
+	doc := docs.For(t)
 	disk := SystemDisk(t)
 	machine := Config{
 		PFs: []PF{{Family: "4xxx", ACS: true}}, QEMUArgs: unusedIOMMU(t), Memory: 2048,
-		Cmdline: "systemd.show_status=0", Disk: disk, Files: release(t),
+		Cmdline: "systemd.show_status=0", Disk: disk, Files: release(t), Timeout: 8 * time.Minute,
 	}
 	machine.Script = `
 		systemctl daemon-reload; systemctl enable containerd
-		cd /opt/release/scripts
-		./bootstrap-node.sh --dry-run >/dev/null 2>&1 || true
+		cd /opt/release
+		` + doc.Line("scripts/bootstrap-node.sh --dry-run") + ` >/dev/null 2>&1 || true
 		[ ! -e /usr/local/bin/kata-qat ] && [ ! -e /var/lib/kata-qat ] && echo nothing changed
-		./bootstrap-node.sh >/tmp/log 2>&1 && echo code=0 || { echo code=$?; tail -3 /tmp/log; }
+		` + doc.Line("scripts/bootstrap-node.sh") + ` >/tmp/log 2>&1 && echo code=0 || { echo code=$?; tail -3 /tmp/log; }
 		systemctl is-enabled kata-qat-bootstrap
 		systemctl is-enabled kata-qat-provision
 		kata-qat doctor --problems | head -4`
@@ -121,20 +132,42 @@ func TestANodeIsBootstrappedAcrossARebootAndPutBack(t *testing.T) {
 	_, ours, _ := strings.Cut(cmdline, "quiet")
 	machine.Files, machine.QEMUArgs, machine.IOMMU = nil, nil, true
 	machine.Cmdline += ours
+	uninstall := doc.Line("scripts/bootstrap-node.sh --uninstall")
+	undo := doc.Line("kata-qat provision runtime --undo")
+	runtime, doctor := doc.Line("kata-qat provision runtime"), doc.Line("kata-qat doctor")
+	var rest strings.Builder
+	lines := 0
+	for _, line := range doc.All() {
+		if !strings.HasPrefix(line, "scripts/") && line != undo && line != runtime && line != doctor {
+			rest.WriteString(typed(line))
+			lines++
+		}
+	}
 	machine.Script = `
+		# The daemon connects, and is told of changes, a moment later than it is asked to.
+		settled() { for i in 1 2 3 4 5 6 7 8 9; do kata-qat doctor >/dev/null && break; sleep 1; done; }
 		systemctl is-system-running --wait || journalctl --no-pager -o cat -u 'kata-qat*'
 		for u in kata-qat-provision kata-qat containerd; do echo "$u: $(systemctl is-active $u)"; done
 		[ ! -e /etc/systemd/system/kata-qat-bootstrap.service ] && echo bootstrap done
 		for g in /dev/vfio/[0-9]*; do stat -c 'node: %G %a' $g; done
+		settled
 		kata-qat doctor --problems && echo doctor=0 || echo doctor=$?
 		kata-qat provision node --dry-run >/tmp/again 2>&1 && echo again=0 || { echo again=$?; cat /tmp/again; }
-		/usr/local/lib/kata-qat/bootstrap-node.sh --uninstall >/tmp/undo && echo uninstalled || cat /tmp/undo
+		modprobe qat_4xxxvf
+		` + rest.String() + typed(undo) + typed(runtime) + `
+		settled
+		` + typed(doctor) + `
+		cd /opt/release
+		` + uninstall + ` >/tmp/undo && echo uninstalled || cat /tmp/undo
 		for d in /etc/systemd /etc/udev /etc/modprobe.d /etc/modules-load.d /etc/default /etc/kata-qat /usr/local; do find $d -name '*kata-qat*'; done | sed 's/^/left: /'
 		for pf in /sys/bus/pci/devices/*/sriov_numvfs; do echo vfs=$(cat $pf); done
 		echo "grub: $(grep -c intel_iommu=on /boot/grub/grub.cfg)"
 		echo "after: $(systemctl is-active containerd)"`
 	res = Run(t, machine)
 	expect(t, res, "kata-qat-provision: active", "kata-qat: active", "containerd: active", "bootstrap done", "doctor=0", "again=0", "uninstalled", "vfs=0", "grub: 0", "after: active")
+	if n := count(res, "typed: "); n != lines+3 {
+		t.Errorf("%d documented commands went well, expected %d", n, lines+3)
+	}
 	if left := count(res, "left: "); left != 1 { // the directory with the administrator's configuration
 		t.Errorf("%d files are left behind, expected /etc/kata-qat and nothing else", left)
 	}

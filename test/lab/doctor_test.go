@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/kata-qat/kata-qat/internal/doctor"
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 // diagnoses are doctor's reports among the output, in their order.
@@ -38,6 +39,7 @@ func failures(r doctor.Report) (names []string) {
 
 func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testing.T) {
 	t.Parallel()
+	doc := docs.For(t)
 	kataQAT, err := Build(t.Context(), "./cmd/kata-qat")
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +47,7 @@ func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testin
 	res := Run(t, Config{
 		PFs: []PF{{Family: "4xxx", ACS: true}, {Family: "c62x", ACS: true}}, IOMMU: true,
 		Cmdline: "iommu=pt",
-		Files:   map[string]string{"/usr/local/bin/kata-qat": kataQAT},
+		Files:   map[string]string{"/usr/local/bin/kata-qat": kataQAT, "/usr/bin/jq": "/usr/bin/jq"},
 		Modules: []string{"qat_4xxx", "qat_c62x", "vfio-pci"},
 		Script: `
 			mkdir -p /etc/systemd/system /etc/udev/rules.d
@@ -54,13 +56,18 @@ func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testin
 			doctor() { printf 'doctor: '; kata-qat doctor -o json | tr -d '\n'; echo; }
 			line() { until [ "$(wc -l </tmp/watch)" -ge $1 ]; do sleep 0.05; done; }
 			doctor
-			kata-qat provision host >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }
+			` + doc.Line("kata-qat provision host") + ` >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }
 			doctor
 			pf=$(dirname $(grep -l 0x4940 /sys/bus/pci/devices/*/device))
 			vf=$(basename $(readlink $pf/virtfn0))
 			: >/tmp/watch
 			kata-qat devices --watch -o json >>/tmp/watch 2>/tmp/watch.err &
+			mkdir /tmp/bin; printf '#!/bin/sh\ntee /tmp/raw | /usr/bin/jq "$@"\n' >/tmp/bin/jq; chmod +x /tmp/bin/jq
+			PATH=/tmp/bin:$PATH sh -c '` + strings.ReplaceAll(doc.Line("kata-qat devices --watch -o json |"), "'", `'\''`) + `' >/tmp/changed &
+			` + doc.Line("kata-qat devices --watch") + ` >/tmp/table &
+			# Both that write JSON have shown what there is.
 			line 1
+			until [ -s /tmp/raw ]; do sleep 0.05; done
 			n=$(wc -l </tmp/watch)
 			echo $vf >/sys/bus/pci/drivers/vfio-pci/unbind
 			line $((n + 1))
@@ -69,9 +76,11 @@ func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testin
 			echo 0 >$pf/sriov_numvfs
 			line $((n + 17))
 			tail -n +$((n + 1)) /tmp/watch | grep -o '"event":"removed","address":"[^"]*"' | sed 's/^/watch: /'
-			kill -INT %1
+			kill -INT $(pidof kata-qat)
 			wait %1 && echo watching ended well
+			wait %2 %3 && echo all watching ended well
 			cat /tmp/watch.err
+			jq -r '"changed: " + .event' /tmp/changed
 			doctor
 			kata-qat doctor --problems || true`,
 	})
@@ -91,5 +100,5 @@ func TestDoctorFindsWhatARealMachineLacksAndNothingOnceItIsProvisioned(t *testin
 	if n := count(res, "watch: "); n != 1+16 {
 		t.Errorf("%d changes were watched, expected one VF unbound and 16 removed", n)
 	}
-	expect(t, res, "watching ended well")
+	expect(t, res, "watching ended well", "all watching ended well", "changed: changed")
 }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 // provisioning is a guest with the program to be tested, and vfio not loaded.
@@ -49,6 +51,7 @@ func withEntry(t *testing.T, files map[string]string) {
 
 func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
 	t.Parallel()
+	doc := docs.For(t)
 	cfg := provisioning(t, PF{Family: "4xxx", ACS: true}, PF{Family: "c62x", ACS: true}, PF{Family: "420xx", ACS: true}, PF{Family: "c3xxx", ACS: true})
 	cfg.Script += `
 		code --dry-run; restored
@@ -66,7 +69,7 @@ func TestProvisioningIsCompleteRepeatableAndUndone(t *testing.T) {
 		provision --pf 0000:01:00.0 --services dc
 		echo services=$(cat /sys/bus/pci/devices/0000:01:00.0/qat/cfg_services) bound=$(bound)
 		vfiotest $(first)
-		provision --undo
+		` + doc.Line("kata-qat provision host --undo") + ` >/dev/null
 		restored`
 	res := Run(t, cfg)
 	expect(t, res, "--dry-run: 2", ": 0", "--dry-run: 0", "bound=64", "services=dc bound=64")

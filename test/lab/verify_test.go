@@ -6,10 +6,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 // Counters that a real kernel shows, and that real DMA of a VF moves.
 func TestVerifyTellsAPodsWorkFromItsNeighbours(t *testing.T) {
+	doc := docs.For(t)
 	files := make(map[string]string)
 	for path, pkg := range map[string]string{"/bin/kata-qat": "./cmd/kata-qat", "/bin/holdtest": "./test/lab/holdtest"} {
 		var err error
@@ -24,18 +27,19 @@ func TestVerifyTellsAPodsWorkFromItsNeighbours(t *testing.T) {
 		Script: functions + `
 			kata-qat provision host >/dev/null
 			mkdir -p /etc/kata-qat; echo 'standalone = true' >/etc/kata-qat/config.toml
-			kata-qat nri-plugin >/dev/null 2>&1 &
+			` + doc.Line("kata-qat nri-plugin") + ` >/dev/null 2>&1 &
+			verify="kata-qat verify default/ingress --for 3s"
 			# check WHAT VF: verify the pod while the VF works.
 			check() {
 				touch /tmp/busy
 				while [ -e /tmp/busy ]; do [ -z "$2" ] || vfiotest $2 >/dev/null || echo "vfiotest failed"; sleep 0.05; done &
-				code=0; said=$(kata-qat verify default/ingress --for 3s) || code=$?
+				code=0; said=$($verify) || code=$?
 				rm /tmp/busy; wait $!
 				echo "$1: exit $code: $(echo "$said" | head -1)"
 			}
 			own=$(holdtest default/ingress cy=1)
-			check "at work" $own
-			check "at rest" ""
+			verify="` + doc.Line("kata-qat verify default/ingress --for") + `" check "at work" $own
+			verify="` + doc.Line("kata-qat verify default/ingress") + `" check "at rest" ""
 			free=$(vfs | grep -v $own | tail -1)
 			sleep 1000 3<>/dev/vfio/$(group /sys/bus/pci/devices/$free) &
 			host=$!
@@ -43,7 +47,7 @@ func TestVerifyTellsAPodsWorkFromItsNeighbours(t *testing.T) {
 			kill $host
 			neighbour=$(holdtest default/other cy=1)
 			check "a neighbour at work" $neighbour
-			kata-qat counters
+			` + doc.Line("kata-qat counters") + `
 			echo 0 >$pf/sriov_numvfs; echo down >$pf/qat/state
 			kata-qat counters`,
 	})

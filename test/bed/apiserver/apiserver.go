@@ -218,10 +218,20 @@ func (s *Server) Kubectl(t testing.TB, user, stdin string, args ...string) (stri
 		t.Fatal(err)
 	}
 	cmd := exec.Command(filepath.Join(bin, "kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(t, user), "HOME="+s.dir)
+	cmd.Env = s.Env(t, user)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// Env is an environment in which programs are that user, and kubectl is found.
+func (s *Server) Env(t testing.TB, user string) []string {
+	t.Helper()
+	bin, err := tools()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(t, user), "HOME="+s.dir, "PATH="+bin+":"+os.Getenv("PATH"))
 }
 
 // Eventually tries until there is no error, for what the server does when it

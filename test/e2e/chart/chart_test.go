@@ -24,6 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kata-qat/kata-qat/test/bed/kube"
+	"github.com/kata-qat/kata-qat/test/docs"
 	"github.com/kata-qat/kata-qat/test/simcluster"
 )
 
@@ -50,22 +51,15 @@ func TestChart(t *testing.T) {
 	}
 	c := &cluster{started, t, ctx}
 	defer c.explain()
-	image, err := os.ReadFile(root + "build/image/kata-qat.tar")
-	if err != nil {
-		t.Fatalf("%v: run make image", err)
-	}
-	if err := c.ImportImages(ctx, image); err != nil {
-		t.Fatal(err)
-	}
+	doc := docs.For(t)
+	c.sh(doc.Line("ctr"))
 	before := c.files()
 	start := time.Now()
-	c.helm("install", "kata-qat", root+"deploy/helm/kata-qat", "--namespace", namespace, "--create-namespace",
-		// The machine is simulated: it has no kernel modules, and Kata no initrd.
-		// Doctor says so, and the node gets no label.
-		"--set", "provision.host.enabled=false,provision.guest.enabled=false,provision.runtime.args={--guest,kata}",
-		"--set", `runtimeClass.nodeSelector.kata-qat\.io/node=null`,
-		// Twenty pods are to fit on two processors.
-		"--set", "runtimeClass.overhead.cpu=10m,runtimeClass.overhead.memory=16Mi")
+	// The machine is simulated: it has no kernel modules, and Kata no initrd. Doctor
+	// says so, and the node gets no label. Twenty pods are to fit on two processors.
+	const values = " --set 'provision.host.enabled=false,provision.guest.enabled=false,provision.runtime.args={--guest,kata}'" +
+		` --set 'runtimeClass.nodeSelector.kata-qat\.io/node=null,runtimeClass.overhead.cpu=10m,runtimeClass.overhead.memory=16Mi'`
+	c.sh(doc.Line("helm install") + values)
 	c.rolledOut()
 	t.Logf("ready %v after the installation began", time.Since(start).Round(100*time.Millisecond))
 
@@ -73,12 +67,17 @@ func TestChart(t *testing.T) {
 	if is := c.kubectl("get", "node", kube.NodeName, "-o", "jsonpath={.metadata.labels}"); strings.Contains(is, "kata-qat.io/") {
 		t.Errorf("a node that doctor finds fault with has the labels %s", is)
 	}
+	c.says(strings.ReplaceAll(doc.Line("kubectl describe node"), "NODE", kube.NodeName), "qat.intel.com/cy: 16")
 	c.runPod("first")
+	c.says(strings.ReplaceAll(doc.Line("kubectl describe pod"), "POD", "first"), "PodScheduled", "Started")
+	const exec = "kubectl -n kata-qat exec ds/kata-qat -c labels -- kata-qat "
+	c.says(doc.Line(exec+"devices"), "default/first")
+	c.says(doc.Line(exec+"doctor")+" || test $? = 1", "vfio-kernel")
 
 	// During an update the new daemon stands by until the old one ends, what runs
 	// is not touched, and what starts has its devices.
 	c.twenty("update")
-	c.kubectl("-n", namespace, "rollout", "restart", "ds/kata-qat")
+	c.sh(doc.Line("kubectl -n kata-qat rollout restart"))
 	c.rolledOut()
 	c.allRun("update")
 	c.offers()
@@ -100,8 +99,11 @@ func TestChart(t *testing.T) {
 	t.Logf("all 20 pods are ready %v after the daemon was killed", time.Since(start).Round(100*time.Millisecond))
 	c.remove("killed")
 
+	// What a release says of its own end can be changed.
+	c.sh(doc.Line("helm upgrade kata-qat deploy/helm/kata-qat --namespace kata-qat") + values)
+	c.sh(doc.Line("helm upgrade kata-qat deploy/helm/kata-qat --namespace kata-qat --reset-then-reuse-values"))
 	start = time.Now()
-	c.helm("uninstall", "kata-qat", "--namespace", namespace)
+	c.sh(doc.Line("helm uninstall"))
 	t.Logf("uninstalled in %v", time.Since(start).Round(100*time.Millisecond))
 	left := c.kubectl("get", "all,configmap,serviceaccount,runtimeclass,clusterrole,clusterrolebinding,role,rolebinding,validatingadmissionpolicy", "-A", "-o", "name", "-l", "app.kubernetes.io/part-of=kata-qat")
 	if left != "" {
@@ -289,12 +291,32 @@ func (c *cluster) kubectl(args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-func (c *cluster) helm(args ...string) {
+// sh runs a documented command line as an administrator in the module's root, and
+// returns what it printed.
+func (c *cluster) sh(line string) string {
 	c.t.Helper()
-	cmd := exec.CommandContext(c.ctx, root+"build/tools/helm/helm", append(args, "--kubeconfig", kube.Kubeconfig)...)
-	cmd.Env = append(os.Environ(), "HOME="+c.t.TempDir())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		c.t.Fatalf("helm %q: %v: %s", args, err, out)
+	cmd := exec.CommandContext(c.ctx, "sh", "-c", line)
+	cmd.Dir = root
+	helm, err := filepath.Abs(root + "build/tools/helm")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	cmd.Env = append(os.Environ(), "HOME="+c.t.TempDir(), "KUBECONFIG="+kube.Kubeconfig, "PATH="+helm+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+// says runs a command line, which is to print all this, whatever the space between.
+func (c *cluster) says(line string, want ...string) {
+	c.t.Helper()
+	out := strings.Join(strings.Fields(c.sh(line)), " ")
+	for _, w := range want {
+		if !strings.Contains(out, w) {
+			c.t.Errorf("%s: no %q in %s", line, w, out)
+		}
 	}
 }
 
