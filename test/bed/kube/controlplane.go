@@ -115,5 +115,8 @@ func (b *Bed) apiReady(ctx context.Context) error {
 		}
 	}
 	_, err := b.Client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+	if unknown := new(x509.UnknownAuthorityError); errors.As(err, unknown) {
+		b.Client = nil // the file was not whole when it was read: read it again
+	}
 	return err
 }
