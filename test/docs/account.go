@@ -170,8 +170,16 @@ var account = []entry{
 		"go test -bench Make ./internal/verity",
 		"go test -bench OfNoInterest ./nri-plugin",
 	}},
+	{"test/driver.TestAVendorsReleaseIsBuiltAndItsModuleDrivesTheCard", "docs/drivers.md", []string{
+		`kata-qat provision host --driver-archive /root/QAT20.L.tar.gz --driver-sha256 "$DIGEST"`,
+	}},
+	{"test/driver.TestDebiansFirmwareIsInstalledWhereItIsLookedFor", "", []string{
+		"kata-qat provision host --driver packages --dry-run",
+		"kata-qat provision host --driver packages",
+	}},
 	{suite, "", []string{
 		"make chain-test",
+		"make driver-test",
 		"make test",
 		"KATA_QAT_BENCH_ROUNDS=5 go test -v -tags lab -run TakesLittleMore ./test/lab",
 		"go test -tags bed -v -run TestNewDaemon ./test/e2e",

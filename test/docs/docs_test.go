@@ -165,6 +165,10 @@ func TestTheSuiteRunsWhatTheAccountSaysOfIt(t *testing.T) {
 				if !recipe.Match(makefile) {
 					t.Errorf("%s: is no more one of the lab tests", text)
 				}
+			case strings.HasPrefix(text, "make "):
+				if !regexp.MustCompile(`(?m)^test:.*(?:\n\t.*)*\n\t@\$\(MAKE\) .* ` + regexp.QuoteMeta(strings.TrimPrefix(text, "make ")) + `$`).Match(makefile) {
+					t.Errorf("%s: make test does not run it", text)
+				}
 			case m == nil:
 				t.Errorf("%s: expected go test of a test with a tag", text)
 			case !slices.ContainsFunc(functions(t, m[3]), func(f function) bool { return f.tag == m[1] && regexp.MustCompile(m[2]).MatchString(f.name) }):

@@ -3,15 +3,20 @@
 package driver
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/kata-qat/kata-qat/internal/qat"
 	"github.com/kata-qat/kata-qat/internal/qat/qattest"
+	"github.com/kata-qat/kata-qat/test/docs"
 )
 
 func TestDebiansFirmwareIsInstalledWhereItIsLookedFor(t *testing.T) {
 	t.Parallel()
+	lines := docs.For(t)
+	plan := documented(t, lines.Line("kata-qat provision host --driver packages --dry-run"), "")
+	install := documented(t, lines.Line("kata-qat provision host --driver packages"), "")
 	for suite, tt := range map[string]struct{ family, packages string }{
 		"bookworm": {"c62x", "firmware-misc-nonfree"},
 		"trixie":   {"420xx", "firmware-intel-misc"},
@@ -20,11 +25,11 @@ func TestDebiansFirmwareIsInstalledWhereItIsLookedFor(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, suite, labRelease(t), qattest.PF{Family: tt.family})
 			firmware := qat.FamilyByName(tt.family).Firmware
-			flags := []string{"--vfs", "0", "--driver", "packages"}
-			if out := m.provisions(2, append(flags, "--dry-run")...); !strings.Contains(out, "package "+tt.packages) {
+			none := []string{"--vfs", "0"}
+			if out := m.provisions(2, slices.Concat(none, plan)...); !strings.Contains(out, "package "+tt.packages) {
 				t.Errorf("the plan does not have %s", tt.packages)
 			}
-			m.provisions(0, flags...)
+			m.provisions(0, slices.Concat(none, install)...)
 			for _, name := range firmware {
 				if !m.has("/lib/firmware/" + name) {
 					t.Errorf("%s has no %s", tt.packages, name)
@@ -33,7 +38,7 @@ func TestDebiansFirmwareIsInstalledWhereItIsLookedFor(t *testing.T) {
 			if got := m.run("dpkg-query", "-W", "-f", "${db:Status-Status}", tt.packages); got != "installed" {
 				t.Errorf("%s is %s", tt.packages, got)
 			}
-			m.provisions(0, append(flags, "--dry-run")...)
+			m.provisions(0, slices.Concat(none, plan)...)
 			m.provisions(0, "--undo")
 			for _, name := range firmware {
 				if m.has("/lib/firmware/" + name) {

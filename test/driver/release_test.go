@@ -18,12 +18,13 @@ import (
 	"testing"
 
 	"github.com/kata-qat/kata-qat/internal/qat/qattest"
+	"github.com/kata-qat/kata-qat/test/docs"
 	"github.com/kata-qat/kata-qat/test/lab"
 )
 
 const (
 	version = "QAT20.L.1.2.30"
-	archive = "/root/" + version + ".tar.gz"
+	archive = "/root/QAT20.L.tar.gz"
 )
 
 // release is a driver release with the layout of Intel's: configure is at the top
@@ -96,10 +97,21 @@ func (m *machine) vermagic(file string) string {
 	return kernel
 }
 
+// documented are the flags of a command of the documentation.
+func documented(t *testing.T, line, digest string) []string {
+	t.Helper()
+	flags, ok := strings.CutPrefix(line, "kata-qat provision host ")
+	if !ok {
+		t.Fatalf("%q is no command of provision host", line)
+	}
+	return strings.Fields(strings.ReplaceAll(flags, `"$DIGEST"`, digest))
+}
+
 func TestAVendorsReleaseIsBuiltAndItsModuleDrivesTheCard(t *testing.T) {
 	t.Parallel()
 	m := bookworm(t)
-	flags := m.place(release(t))
+	placed := m.place(release(t))
+	flags := append([]string{"--vfs", "0"}, documented(t, docs.For(t).Line("kata-qat provision host --driver-archive"), placed[len(placed)-1])...)
 	before := m.layer()
 	m.provisions(2, append(flags, "--dry-run")...)
 	m.unchanged(before)
