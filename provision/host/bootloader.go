@@ -28,7 +28,7 @@ type loader interface {
 // known. Where there is grubby, it knows all that the distribution uses.
 func (s *commandLine) loader(ctx context.Context) (loader, error) {
 	if s.runner.Find("grubby") != "" {
-		out, err := s.runner.Run(ctx, "", "grubby", "--info=ALL")
+		out, err := s.runner.RunUnconfined(ctx, "", "grubby", "--info=ALL")
 		if err != nil {
 			return nil, err
 		}
@@ -152,7 +152,7 @@ func (m *machine) writeAndRun(ctx context.Context, j *plan.Journal, step string,
 	if err := j.Reached("boot loader's files written"); err != nil {
 		return err
 	}
-	if _, err := m.runner.Run(ctx, "", argv[0], argv[1:]...); err != nil {
+	if _, err := m.runner.RunUnconfined(ctx, "", argv[0], argv[1:]...); err != nil {
 		return err
 	}
 	if err := j.Reached("boot loader run"); err != nil {
@@ -229,7 +229,7 @@ func (g *grubby) apply(ctx context.Context, j *plan.Journal, step string, params
 		if err := j.Save(r); err != nil {
 			return err
 		}
-		if _, err := g.runner.Run(ctx, "", "grubby", "--update-kernel="+e.kernel, "--args="+strings.Join(missing, " ")); err != nil {
+		if _, err := g.runner.RunUnconfined(ctx, "", "grubby", "--update-kernel="+e.kernel, "--args="+strings.Join(missing, " ")); err != nil {
 			return err
 		}
 	}
@@ -248,7 +248,7 @@ func (s *commandLine) undoGrubby(ctx context.Context, r plan.Record) error {
 	if s.runner.Find("grubby") == "" || !s.exists(was.Kernel) {
 		return nil // a kernel that is gone has no boot entry
 	}
-	_, err := s.runner.Run(ctx, "", "grubby", "--update-kernel="+was.Kernel, "--remove-args="+strings.Join(was.Lacked, " "))
+	_, err := s.runner.RunUnconfined(ctx, "", "grubby", "--update-kernel="+was.Kernel, "--remove-args="+strings.Join(was.Lacked, " "))
 	return err
 }
 

@@ -209,6 +209,6 @@ func (s *commandLine) undoRun(ctx context.Context, r plan.Record) error {
 	if err := json.Unmarshal(r.Before, &argv); err != nil || len(argv) == 0 {
 		return errors.Join(errors.New("the journal has no command line"), err)
 	}
-	_, err := s.runner.Run(ctx, "", argv[0], argv[1:]...)
+	_, err := s.runner.RunUnconfined(ctx, "", argv[0], argv[1:]...)
 	return err
 }

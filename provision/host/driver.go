@@ -279,7 +279,7 @@ func (s *driverRelease) Apply(ctx context.Context, j *plan.Journal) error {
 		return err
 	}
 	defer s.changed()
-	if _, err := s.runner.Run(ctx, "", m.install[0], command(m.install[1:], wanted...)...); err != nil {
+	if _, err := s.runner.RunUnconfined(ctx, "", m.install[0], command(m.install[1:], wanted...)...); err != nil {
 		return err
 	}
 	if err := j.Reached("packages installed"); err != nil {
@@ -342,7 +342,7 @@ func (s *driverRelease) removePackages(ctx context.Context, r plan.Record) error
 				}
 			}
 		}
-		_, err := s.runner.Run(ctx, "", m.remove[0], command(m.remove[1:], added...)...)
+		_, err := s.runner.RunUnconfined(ctx, "", m.remove[0], command(m.remove[1:], added...)...)
 		return err
 	}
 	return fmt.Errorf("package manager %q: expected apt-get or dnf", was.Manager)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kata-qat/kata-qat/internal/vfio"
 	"github.com/kata-qat/kata-qat/provision/plan"
 )
@@ -216,6 +218,9 @@ func (s *modules) Apply(ctx context.Context, j *plan.Journal) error {
 		}
 		// Named here too: modprobe.d is not read by every modprobe.
 		if _, err := s.runner.Run(ctx, "", "modprobe", append([]string{l.name}, strings.Fields(l.param)...)...); err != nil {
+			if without(unix.CAP_SYS_MODULE) {
+				err = fmt.Errorf("%w: this process has no CAP_SYS_MODULE: give its container that", err)
+			}
 			return err
 		}
 		s.changed()

@@ -2,14 +2,19 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-qat/kata-qat/internal/lazyregexp"
 )
@@ -32,12 +37,19 @@ type Runner struct {
 // NewRunner returns a runner for the machine below root.
 func NewRunner(root string) *Runner {
 	path := []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
-	return &Runner{
+	r := &Runner{
 		Root: root, Path: path, NoChroot: filepath.Clean(root) == "/",
-		// systemctl does nothing where it believes to be in a chroot (systemd,
-		// docs/ENVIRONMENT.md); there it talks to the machine's own systemd.
-		Env: []string{"PATH=" + strings.Join(path, ":"), "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_IGNORE_CHROOT=1"},
+		Env: []string{"PATH=" + strings.Join(path, ":"), "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"},
 	}
+	if !r.NoChroot {
+		// systemctl does nothing where it believes to be in a chroot (systemd,
+		// docs/ENVIRONMENT.md); there it talks to the machine's own systemd. Over the
+		// bus: on systemd's own socket it wants to see the process of the other end
+		// (src/shared/bus-util.c, bus_check_peercred), which has no number in the
+		// process namespace of a container.
+		r.Env = append(r.Env, "SYSTEMD_IGNORE_CHROOT=1", "SYSTEMCTL_FORCE_BUS=1")
+	}
+	return r
 }
 
 // Find returns the path of a program on the machine, "" if it has none such.
@@ -83,8 +95,12 @@ func (r *Runner) Run(ctx context.Context, dir, name string, args ...string) (str
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
+		var ended *exec.ExitError
+		switch {
+		case ctx.Err() != nil:
 			err = context.Cause(ctx)
+		case !errors.As(err, &ended) && !r.NoChroot && without(unix.CAP_SYS_CHROOT):
+			return "", fmt.Errorf("run %s below %s: %w: this process has no CAP_SYS_CHROOT: give its container that", line, r.Root, err)
 		}
 		return out.String(), fmt.Errorf("run %s: %w: %s", line, err, reason(out.String()))
 	}
@@ -101,6 +117,54 @@ func reason(out string) string {
 		return strings.TrimSpace(line[0])
 	}
 	return lastLines(out, 3)
+}
+
+// RunUnconfined is Run for a program that needs more of the machine than a
+// container has, whatever its capabilities are: the cgroup of one lets it open no
+// disk, of which a boot loader's program reads where the root is. From below
+// another root it is run by the machine's own systemd, with all rights, if that
+// runs; it goes on then though ctx is cancelled.
+func (r *Runner) RunUnconfined(ctx context.Context, dir, name string, args ...string) (string, error) {
+	if r.NoChroot || !r.systemd() {
+		return r.Run(ctx, dir, name, args...)
+	}
+	line := strings.Join(append([]string{name}, args...), " ")
+	program := name
+	if !strings.Contains(name, "/") {
+		if program = r.Find(name); program == "" {
+			return r.Run(ctx, dir, name, args...) // which says so
+		}
+	}
+	own := []string{"--quiet", "--collect", "--wait", "--pipe", "--property=WorkingDirectory=" + cmp.Or(dir, "/")}
+	for _, e := range r.Env {
+		own = append(own, "--setenv="+e)
+	}
+	out, err := r.Run(ctx, "", "systemd-run", slices.Concat(own, []string{"--", program}, args)...)
+	var ended *exec.ExitError
+	if errors.As(err, &ended) {
+		return out, fmt.Errorf("run %s, by the machine's systemd: %w: %s", line, ended, reason(out))
+	}
+	return out, err
+}
+
+// systemd tells whether the machine's systemd can be asked to run something, and
+// to say how that ended: it wants its bus for that.
+func (r *Runner) systemd() bool {
+	for _, name := range []string{"/run/systemd/system", "/run/dbus/system_bus_socket"} {
+		if _, err := os.Stat(filepath.Join(r.Root, name)); err != nil {
+			return false
+		}
+	}
+	return r.Find("systemd-run") != ""
+}
+
+// without tells whether this process is without a capability.
+func without(capability uint) bool {
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
+		return false // nothing is known
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) == 0
 }
 
 // lastLines is the end of what a program printed, on one line.

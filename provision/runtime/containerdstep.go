@@ -174,11 +174,10 @@ func (s *containerdStep) restart(ctx context.Context, c *setup, handlers []handl
 func (s *containerdStep) unit(ctx context.Context, c *setup) (string, error) {
 	for _, u := range c.units {
 		out, err := s.Runner.Run(ctx, "", "systemctl", "is-active", u)
-		switch strings.TrimSpace(out) {
-		case "active", "activating", "reloading", "failed":
+		switch state := strings.TrimSpace(out); {
+		case slices.Contains([]string{"active", "activating", "reloading", "failed"}, state):
 			return u, nil
-		}
-		if err != nil && strings.TrimSpace(out) == "" {
+		case err != nil && (state == "" || strings.Contains(state, " ")): // no state, but why it cannot tell
 			return "", fmt.Errorf("find the unit of containerd: %w", err)
 		}
 	}
