@@ -33,7 +33,7 @@ func Main(run func() int) int { return kube.Main(run) }
 type Cluster struct {
 	*kube.Bed
 	Tree   qattest.Tree
-	Daemon *kube.Service // nil before Install
+	Daemon *kube.Service // nil before Install, and where the chart's pod has it
 
 	programs string // directory of kata-qat's own
 }
@@ -182,8 +182,11 @@ func (c *Cluster) WaitConnected(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && c.Daemon != nil {
 			return fmt.Errorf("wait for the daemon: %w; the end of its log:\n%s", err, c.Daemon.Tail(10))
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("wait for the daemon: %w", err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

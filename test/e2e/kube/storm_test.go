@@ -72,6 +72,24 @@ func (s *suite) storm(steps []func() bool, victims ...*kube.Service) {
 	}
 }
 
+// noneRefusedAfter sees that what kubelet tries after a moment succeeds.
+func (s *suite) noneRefusedAfter(well time.Time) {
+	s.t.Helper()
+	attempts, err := simcluster.Attempts(s.Containerd.Log(), s.namespace)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, a := range attempts {
+		if a.Refused != "" && a.Asked.After(well) {
+			s.t.Errorf("%.1f s after all was well: %s", a.Asked.Sub(well).Seconds(), a)
+		}
+	}
+	// Some of the 40 it made and did not live to say so.
+	if len(attempts) < 20 {
+		s.t.Errorf("containerd's log has %d sandboxes and containers of 20 pods, expected most of them", len(attempts))
+	}
+}
+
 // While twenty pods start the daemon, containerd and kubelet are killed: nothing
 // starts without its devices, no VF is in two pods, and in the end all run. Then
 // all are killed again while the pods stop: nothing is left.
@@ -81,8 +99,14 @@ func TestKillsWhilePodsStartAndStop(t *testing.T) {
 	created := func(n int) func() bool { return func() bool { return len(s.created()) >= n } }
 	s.storm([]func() bool{created(4), created(10), created(20)}, s.Daemon, s.Containerd, s.Kubelet)
 	killed := time.Now()
+	if err := s.WaitConnected(s.within()); err != nil {
+		t.Fatal(err)
+	}
+	well := time.Now()
 	s.waitReady(20)
-	t.Logf("all 20 pods are ready %s after the last kill", time.Since(killed).Round(10*time.Millisecond))
+	t.Logf("after the last kill the daemon and containerd were connected in %s, and all 20 pods were ready in %s",
+		well.Sub(killed).Round(10*time.Millisecond), time.Since(killed).Round(10*time.Millisecond))
+	s.noneRefusedAfter(well)
 	s.holders(20)
 	for what, groups := range s.created() {
 		if len(groups) != 1 {
