@@ -157,7 +157,7 @@ lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 M
 	@test/lab/setup.sh
 
 .PHONY: lab-test
-lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped devices (root)
+lab-test: lab-setup build tools kube-tools helm-tools image ## run the tests in QEMU guests with QAT-shaped devices (root)
 	@echo "==> lab tests, in QEMU guests"
 	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab/...
 

@@ -1,7 +1,7 @@
 // Package apiserver starts a real API server with its etcd, on loopback, in a
 // directory of its own: enough for whatever only writes objects. There is no
-// scheduler, no controller and no kubelet. It is up in two seconds, needs no
-// privilege, and is gone with the test.
+// scheduler, no controller and no kubelet, unless a machine is to join that has
+// one. It is up in two seconds, needs no privilege, and is gone with the test.
 package apiserver
 
 import (
@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -34,10 +35,11 @@ const (
 
 // Server is one API server.
 type Server struct {
-	URL string
-	dir string
-	api *exec.Cmd
-	end <-chan struct{} // of api
+	URL  string
+	dir  string
+	node *Node // that is to join; nil for none
+	api  *exec.Cmd
+	end  <-chan struct{} // of api
 }
 
 // Stop ends the API server before the test does.
@@ -49,11 +51,19 @@ func (s *Server) Stop() {
 // ForTest starts an API server that ends with the test.
 func ForTest(t testing.TB) *Server {
 	t.Helper()
+	s := &Server{}
+	s.begin(t)
+	return s
+}
+
+// begin starts etcd and the API server, and waits until that is ready.
+func (s *Server) begin(t testing.TB) {
+	t.Helper()
 	bin, err := tools()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{dir: t.TempDir()}
+	s.dir = t.TempDir()
 	if err := s.writeKeys(); err != nil {
 		t.Fatal(err)
 	}
@@ -62,17 +72,22 @@ func ForTest(t testing.TB) *Server {
 	host, port, _ := net.SplitHostPort(api)
 	s.start(t, filepath.Join(bin, "etcd"), "--data-dir", s.path("etcd"), "--unsafe-no-fsync", "--log-level", "warn",
 		"--listen-client-urls", "http://"+etcd, "--advertise-client-urls", "http://"+etcd, "--listen-peer-urls", "http://"+peer)
-	s.api, s.end = s.start(t, filepath.Join(bin, "kube-apiserver"), "--etcd-servers", "http://"+etcd,
-		"--bind-address", host, "--secure-port", port, "--advertise-address", host, "--endpoint-reconciler-type", "none",
+	args := []string{"--etcd-servers", "http://" + etcd,
+		"--bind-address", host, "--secure-port", port, "--endpoint-reconciler-type", "none",
 		"--cert-dir", s.dir, "--service-cluster-ip-range", "10.96.0.0/24",
 		"--service-account-issuer", "https://kubernetes", "--service-account-key-file", s.path("sa.key"), "--service-account-signing-key-file", s.path("sa.key"),
-		"--token-auth-file", s.path("tokens.csv"), "--authorization-mode", "RBAC",
+		"--token-auth-file", s.path("tokens.csv")}
+	if s.node != nil {
+		args = append(args, s.node.serverArgs()...)
+	} else {
 		// Who would make service accounts' tokens and taint nodes is not here.
-		"--disable-admission-plugins", "ServiceAccount,TaintNodesByCondition")
+		args = append(args, "--advertise-address", host, "--authorization-mode", "RBAC",
+			"--disable-admission-plugins", "ServiceAccount,TaintNodesByCondition")
+	}
+	s.api, s.end = s.start(t, filepath.Join(bin, "kube-apiserver"), args...)
 	if err := s.waitReady(); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
 // tools is the directory of the programs.
@@ -108,6 +123,9 @@ func (s *Server) writeKeys() error {
 	}
 	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}
 	tokens := Admin + "-token," + Admin + ",1,system:masters\n" + Nobody + "-token," + Nobody + ",2\n"
+	if s.node != nil {
+		tokens += kubelet + "-token,system:node:" + s.node.Name + ",3,system:nodes\n"
+	}
 	return errors.Join(
 		os.WriteFile(s.path("sa.key"), pem.EncodeToMemory(block), 0o600),
 		os.WriteFile(s.path("tokens.csv"), []byte(tokens), 0o600),
@@ -196,18 +214,26 @@ func (s *Server) Kubeconfig(t testing.TB, user string) string {
 // KubeconfigOf writes a kubeconfig of whoever has a token.
 func (s *Server) KubeconfigOf(t testing.TB, user, token string) string {
 	t.Helper()
+	ca, err := os.ReadFile(s.path("apiserver.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	file := s.path("kubeconfig." + user)
-	content := fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: test, cluster: {server: %q, certificate-authority: %q}}]
-users: [{name: %[3]s, user: {token: %[4]s}}]
-contexts: [{name: test, context: {cluster: test, user: %[3]s}}]
-current-context: test
-`, s.URL, s.path("apiserver.crt"), user, token)
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(file, kubeconfig(s.URL, ca, user, token), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// kubeconfig is one that needs no other file.
+func kubeconfig(url string, ca []byte, user, token string) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q, certificate-authority-data: %s}}]
+users: [{name: %[3]s, user: {token: %[4]s}}]
+contexts: [{name: test, context: {cluster: test, user: %[3]s}}]
+current-context: test
+`, url, base64.StdEncoding.EncodeToString(ca), user, token)
 }
 
 // Kubectl runs kubectl as a user and returns what it printed.
