@@ -125,7 +125,8 @@ func reason(out string) string {
 // another root it is run by the machine's own systemd, with all rights, if that
 // runs; it goes on then though ctx is cancelled.
 func (r *Runner) RunUnconfined(ctx context.Context, dir, name string, args ...string) (string, error) {
-	if r.NoChroot || !r.systemd() {
+	// Without that capability Run says so, and says it of the program that is meant.
+	if r.NoChroot || without(unix.CAP_SYS_CHROOT) || !r.systemd() {
 		return r.Run(ctx, dir, name, args...)
 	}
 	line := strings.Join(append([]string{name}, args...), " ")
