@@ -106,6 +106,7 @@ test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, Q
 	@$(MAKE) --no-print-directory cluster-test
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
+	@$(MAKE) --no-print-directory chart-test
 	@$(MAKE) --no-print-directory driver-test
 	@$(MAKE) --no-print-directory kernel-test
 	@echo "==> all passed"
@@ -157,9 +158,14 @@ lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 M
 	@test/lab/setup.sh
 
 .PHONY: lab-test
-lab-test: lab-setup build tools kube-tools helm-tools image ## run the tests in QEMU guests with QAT-shaped devices (root)
+lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped devices (root)
 	@echo "==> lab tests, in QEMU guests"
-	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab/...
+	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab ./test/lab/chaintest
+
+.PHONY: chart-test
+chart-test: lab-setup build kube-tools helm-tools tools image ## install the chart on a node with the devices, in a QEMU guest (root)
+	@echo "==> the chart on a node with QAT-shaped devices, in a QEMU guest"
+	@$(GO) test -tags lab -count 1 -timeout 20m ./test/lab/charttest
 
 # One of the lab tests.
 .PHONY: chain-test

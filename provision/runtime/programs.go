@@ -16,7 +16,7 @@ type programsStep struct{ *machine }
 
 func (*programsStep) Name() string { return "programs" }
 
-var programs = []string{shimProgram, "kata-qat"}
+var programs = []string{shimProgram, "kata-qat-full", "kata-qat"}
 
 // programFiles are the programs as they are to be on the machine.
 func (m *machine) programFiles() ([]file, error) {

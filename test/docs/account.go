@@ -179,7 +179,9 @@ var account = []entry{
 	}},
 	{suite, "", []string{
 		"make chain-test",
+		"make chart-test",
 		"make driver-test",
+		"make e2e",
 		"make test",
 		"KATA_QAT_BENCH_ROUNDS=5 go test -v -tags lab -run TakesLittleMore ./test/lab",
 		"go test -tags bed -v -run TestNewDaemon ./test/e2e",

@@ -105,6 +105,15 @@ securityContext:
     type: RuntimeDefault
 {{- end }}
 
+{{/* Goes on after it. The runtime's AppArmor profile has no rule for D-Bus, which
+Ubuntu mediates, and by D-Bus the node's systemd is asked. */}}
+{{- define "kata-qat.unconfined" -}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}
+  appArmorProfile:
+    type: Unconfined
+{{- end }}
+{{- end }}
+
 {{/* A mount below it that is not to be written either, where the server knows how. */}}
 {{- define "kata-qat.readonly" -}}
 readOnly: true{{ if semverCompare ">=1.31.0-0" .Capabilities.KubeVersion.Version }}, recursiveReadOnly: IfPossible{{ end }}
@@ -114,7 +123,7 @@ readOnly: true{{ if semverCompare ">=1.31.0-0" .Capabilities.KubeVersion.Version
 {{- define "kata-qat.provision.host" -}}
 {{- $caps := list "CHOWN" "DAC_OVERRIDE" "FOWNER" "FSETID" "SETGID" "SETUID" "SYS_CHROOT" "SYS_MODULE" }}
 {{- include "kata-qat.container" . }}
-{{ include "kata-qat.security" $caps }}
+{{ include "kata-qat.security" $caps }}{{ include "kata-qat.unconfined" . }}
 volumeMounts:
   - {name: config, mountPath: /etc/kata-qat, readOnly: true}
   - {name: root, mountPath: /host, mountPropagation: HostToContainer}
@@ -133,7 +142,7 @@ volumeMounts:
 {{- define "kata-qat.provision.runtime" -}}
 {{- $caps := list "CHOWN" "DAC_OVERRIDE" "FOWNER" "SYS_CHROOT" }}
 {{- include "kata-qat.container" . }}
-{{ include "kata-qat.security" $caps }}
+{{ include "kata-qat.security" $caps }}{{ include "kata-qat.unconfined" . }}
 volumeMounts:
   - {name: config, mountPath: /etc/kata-qat, readOnly: true}
   - {name: root, mountPath: /host, mountPropagation: HostToContainer}
