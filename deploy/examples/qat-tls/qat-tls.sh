@@ -10,8 +10,9 @@
 #
 # COMMAND finds QAT_PROVIDER (OpenSSL 3) or QAT_ENGINE in its environment, or
 # neither. A server told to use a module that cannot be loaded does not start; one
-# whose module finds no device serves in software and says nothing. So both are
-# tried here first, by making a certificate: that takes an RSA signature.
+# whose engine finds no device serves in software and says nothing, and with the
+# provider no signature succeeds (QAT_Engine 1.9.0, OpenSSL 3.0). So both are tried
+# here first, by making a certificate: that takes an RSA signature.
 set -eu
 
 say() { echo "qat-tls: $*" >&2; }
@@ -43,16 +44,18 @@ with_engine() { openssl engine -t qatengine && sign -engine qatengine; }
 
 # try FUNCTION: why it does not work, or nothing.
 try() {
-  if ! said=$("$1" 2>&1); then
+  code=0
+  said=$("$1" 2>&1) || code=$?
+  # QAT_Engine prints this (e_qat.c, bind_qat).
+  if echo "$said" | grep -q 'device not available\|\[ unavailable \]'; then
+    echo "finds no device it can use; of locked memory it may have $(sed -n 's/^Max locked memory *\([^ ]*\).*/\1/p' /proc/self/limits) bytes, and a VF takes 16 MiB"
+  elif [ "$code" != 0 ]; then
     # What the dynamic linker said, or else OpenSSL's first error.
     {
       echo "$said" | sed -n 's/.*filename([^)]*): //p'
       echo "$said" | sed -n 's/.*error:[0-9A-F]*://p'
       echo "$said"
     } | head -n 1
-  # QAT_Engine prints this, and that it goes on in software (e_qat.c, bind_qat).
-  elif echo "$said" | grep -q 'device not available\|\[ unavailable \]'; then
-    echo "finds no device it can use; of locked memory it may have $(sed -n 's/^Max locked memory *\([^ ]*\).*/\1/p' /proc/self/limits) bytes, and a VF takes 16 MiB"
   fi
 }
 
