@@ -123,13 +123,17 @@ func reason(out string) string {
 // container has, whatever its capabilities are: the cgroup of one lets it open no
 // disk, of which a boot loader's program reads where the root is. From below
 // another root it is run by the machine's own systemd, with all rights, if that
-// runs; it goes on then though ctx is cancelled.
+// runs; it goes on then though ctx is cancelled. Where neither is possible it is
+// an error: update-grub would end well and have written what does not boot.
 func (r *Runner) RunUnconfined(ctx context.Context, dir, name string, args ...string) (string, error) {
 	// Without that capability Run says so, and says it of the program that is meant.
+	line := strings.Join(append([]string{name}, args...), " ")
 	if r.NoChroot || without(unix.CAP_SYS_CHROOT) || !r.systemd() {
+		if disk := deniedDisk(r.Root, openable); !r.NoChroot && disk != "" {
+			return "", fmt.Errorf("run %s below %s: this process may not open the disk %s, as in a container, and the machine's systemd cannot be asked to run it, for want of /run/dbus/system_bus_socket or systemd-run: run kata-qat provision host on the machine itself, or install D-Bus there", line, r.Root, disk)
+		}
 		return r.Run(ctx, dir, name, args...)
 	}
-	line := strings.Join(append([]string{name}, args...), " ")
 	program := name
 	if !strings.Contains(name, "/") {
 		if program = r.Find(name); program == "" {
@@ -157,6 +161,28 @@ func (r *Runner) systemd() bool {
 		}
 	}
 	return r.Find("systemd-run") != ""
+}
+
+// deniedDisk is the device that root is on, if this process may not open it; ""
+// if it may, and where that cannot be told, as of a file system on no device.
+func deniedDisk(root string, open func(string) error) string {
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil || unix.Major(st.Dev) == 0 {
+		return ""
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if err := open(filepath.Join(root, "dev/block", number)); errors.Is(err, unix.EPERM) {
+		return number
+	}
+	return ""
+}
+
+func openable(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // without tells whether this process is without a capability.
