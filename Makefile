@@ -106,6 +106,7 @@ test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, Q
 	@$(MAKE) --no-print-directory cluster-test
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
+	@$(MAKE) --no-print-directory bootstrap-test
 	@$(MAKE) --no-print-directory chart-test
 	@$(MAKE) --no-print-directory driver-test
 	@$(MAKE) --no-print-directory kernel-test
@@ -160,7 +161,14 @@ lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 M
 .PHONY: lab-test
 lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped devices (root)
 	@echo "==> lab tests, in QEMU guests"
-	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m ./test/lab ./test/lab/chaintest
+	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m -skip $(BOOTED) ./test/lab ./test/lab/chaintest
+
+# A whole Debian that boots twice and runs what the pages say: as long as many others.
+BOOTED := ^TestANodeIsBootstrapped
+.PHONY: bootstrap-test
+bootstrap-test: lab-setup build ## bootstrap a node with systemd across a reboot, and put it back, in a QEMU guest (root)
+	@echo "==> a node from bare to bare, in a QEMU guest"
+	@$(GO) test -tags lab -count 1 -timeout 20m -run $(BOOTED) ./test/lab
 
 .PHONY: chart-test
 chart-test: lab-setup build kube-tools helm-tools tools image ## install the chart on a node with the devices, in a QEMU guest (root)
