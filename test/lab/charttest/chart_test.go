@@ -221,7 +221,7 @@ func (c *cluster) provisioned(not string) *corev1.Pod {
 		ls /var/lib/kata-qat/guest/vfio/current /etc/kata-qat/kata/kata-qat/config.d /etc/containerd/conf.d /usr/local/bin | xargs
 		grep -q '^[[:space:]]*linux[[:space:]].* iommu=pt' /boot/grub/grub.cfg && echo the next boot has the parameters
 		grep -q 'search --no-floppy --fs-uuid' /boot/grub/grub.cfg && echo GRUB finds its disk`, `
-/etc/containerd/conf.d: 60-kata-qat.toml /etc/kata-qat/kata/kata-qat/config.d: 60-kata-qat.toml /usr/local/bin: containerd-shim-kata-qat-v2 kata-qat /var/lib/kata-qat/guest/vfio/current: initrd manifest.json vmlinuz
+/etc/containerd/conf.d: 60-kata-qat.toml /etc/kata-qat/kata/kata-qat/config.d: 60-kata-qat.toml /usr/local/bin: containerd-shim-kata-qat-v2 kata-qat kata-qat-full /var/lib/kata-qat/guest/vfio/current: initrd manifest.json vmlinuz
 the next boot has the parameters
 GRUB finds its disk`[1:])
 	return pod
