@@ -132,6 +132,10 @@ var lacks = []struct {
 	take       func(*corev1.Container)
 }{
 	{"sys-chroot", "CAP_SYS_CHROOT", dropping("SYS_CHROOT")},
+	// update-grub would end well and write what does not boot.
+	{"d-bus", "this process may not open the disk", func(c *corev1.Container) {
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: empty, MountPath: "/host/run/dbus"})
+	}},
 	{"sys-module", "CAP_SYS_MODULE", dropping("SYS_MODULE")},
 	{"root-writable", "read-only file system", func(c *corev1.Container) {
 		for i := range c.VolumeMounts {
@@ -139,6 +143,9 @@ var lacks = []struct {
 		}
 	}},
 }
+
+// empty is the volume for a lack that is an empty directory.
+const empty = "empty"
 
 func dropping(capability corev1.Capability) func(*corev1.Container) {
 	return func(c *corev1.Container) {
@@ -165,6 +172,7 @@ func (c *cluster) withoutOneOfItsRights() {
 		spec := ds.Spec.Template.Spec.DeepCopy()
 		spec.Containers, spec.InitContainers = []corev1.Container{*container}, nil
 		spec.NodeName, spec.RestartPolicy, spec.ServiceAccountName = nodeName, corev1.RestartPolicyNever, "default"
+		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: empty, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
 		spec.Volumes = slices.DeleteFunc(spec.Volumes, func(v corev1.Volume) bool {
 			return !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name })
 		})
