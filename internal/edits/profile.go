@@ -7,7 +7,8 @@ package edits
 
 import "github.com/kata-qat/kata-qat/internal/profile"
 
-// Profile says who in the guest takes a VF.
+// Profile says who in the guest takes a VF. It is here under the name that whoever
+// edits a spec uses; package profile is for who must not be linked with NRI.
 type Profile = profile.Profile
 
 // The profiles.

@@ -38,12 +38,14 @@ type Record struct {
 
 // Injected tells from the annotations of a spec which VFs were put into it,
 // "cy=0000:6b:00.1,cy=0000:6b:00.2"; "" when none were, or when somebody changed
-// what was written.
+// what was written. A container's record counts, and never what its pod calls
+// kata-qat.io/devices.
 func Injected(annotations map[string]string) string {
-	if devices, ok := annotations[DevicesAnnotation]; ok {
-		return devices
+	text, ok := annotations[RecordAnnotation]
+	if !ok {
+		return annotations[DevicesAnnotation] // of a sandbox
 	}
-	r, err := ParseRecord(annotations[RecordAnnotation])
+	r, err := ParseRecord(text)
 	if err != nil {
 		return ""
 	}

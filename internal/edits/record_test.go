@@ -47,6 +47,23 @@ func TestARecordIsReadAsItWasWritten(t *testing.T) {
 	}
 }
 
+func TestWhatAPodCallsDevicesHidesNoRecord(t *testing.T) {
+	for name, tc := range map[string]struct {
+		annotations map[string]string
+		want        string
+	}{
+		"a container":                    {map[string]string{RecordAnnotation: "vfs=cy=0000:6b:00.1 profile=vfio"}, "cy=0000:6b:00.1"},
+		"a container, and the pod's own": {map[string]string{RecordAnnotation: "vfs=cy=0000:6b:00.1", DevicesAnnotation: "cy=0000:ff:00.1"}, "cy=0000:6b:00.1"},
+		"a record that was changed":      {map[string]string{RecordAnnotation: "nonsense", DevicesAnnotation: "cy=0000:ff:00.1"}, ""},
+		"a sandbox":                      {map[string]string{DevicesAnnotation: "cy=0000:6b:00.1"}, "cy=0000:6b:00.1"},
+		"neither":                        {nil, ""},
+	} {
+		if got := Injected(tc.annotations); got != tc.want {
+			t.Errorf("%s: %q, expected %q", name, got, tc.want)
+		}
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	f.Add("/dev/vfio/41", "0600:0:0", "X")
 	f.Add(" ,", "%", "\x00=")

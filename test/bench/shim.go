@@ -177,6 +177,7 @@ func buildIdleShim(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w -X main.real="+filepath.Join(tools, "containerd-shim-runc-v2"), "-o", f.Name(), "github.com/kata-qat/kata-qat/test/bench/idleshim")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
+		os.Remove(f.Name())
 		return "", fmt.Errorf("build the shim that does nothing: %w: %s", err, out)
 	}
 	return f.Name(), nil
