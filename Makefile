@@ -106,6 +106,7 @@ test: ## run everything: set-up, lint, unit tests, containerd bed, Kubernetes, Q
 	@$(MAKE) --no-print-directory cluster-test
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory lab-test
+	@$(MAKE) --no-print-directory chain-test
 	@$(MAKE) --no-print-directory bootstrap-test
 	@$(MAKE) --no-print-directory chart-test
 	@$(MAKE) --no-print-directory driver-test
@@ -161,7 +162,7 @@ lab-setup: ## get QEMU and a kernel for the lab (root the first time; some 200 M
 .PHONY: lab-test
 lab-test: lab-setup build tools ## run the tests in QEMU guests with QAT-shaped devices (root)
 	@echo "==> lab tests, in QEMU guests"
-	@$(GO) test -tags lab -count 1 -p 1 -timeout 20m -skip $(BOOTED) ./test/lab ./test/lab/chaintest
+	@$(GO) test -tags lab -count 1 -timeout 20m -skip $(BOOTED) ./test/lab
 
 # A whole Debian that boots twice and runs what the pages say: as long as many others.
 BOOTED := ^TestANodeIsBootstrapped
@@ -175,7 +176,6 @@ chart-test: lab-setup build kube-tools helm-tools tools image ## install the cha
 	@echo "==> the chart on a node with QAT-shaped devices, in a QEMU guest"
 	@$(GO) test -tags lab -count 1 -timeout 20m ./test/lab/charttest
 
-# One of the lab tests.
 .PHONY: chain-test
 chain-test: lab-setup build tools ## follow a VF from a pod's request into its VM, to the PF's counters (root)
 	@echo "==> the whole chain, in a QEMU guest"
