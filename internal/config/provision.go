@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/kata-qat/kata-qat/internal/lazyregexp"
@@ -141,10 +142,8 @@ func (r *PFRule) check() error {
 	if r.Match.Family != "" && family == nil {
 		return fmt.Errorf("match.family %q: expected a family of QAT devices, from %s to %s", r.Match.Family, qat.Families[0].Name, qat.Families[len(qat.Families)-1].Name)
 	}
-	if r.Services != "" && family != nil {
-		if _, err := qat.ParseServices(family, r.Services); err != nil {
-			return err
-		}
+	if err := checkServices(r.Services, family); err != nil {
+		return err
 	}
 	if r.VFs != nil && *r.VFs < 0 {
 		return fmt.Errorf("vfs %d: expected 0 or more", *r.VFs)
@@ -154,6 +153,29 @@ func (r *PFRule) check() error {
 		return nil
 	}
 	return fmt.Errorf("driver %q: expected vfio-pci or qat_vfio_pci", r.Driver)
+}
+
+// checkServices refuses what the family cannot have or, of a rule for whichever,
+// what none can: that is no matter of what is in the machine.
+func checkServices(services string, family *qat.Family) error {
+	if services == "" {
+		return nil
+	}
+	if family != nil {
+		_, err := qat.ParseServices(family, services)
+		return err
+	}
+	var err error
+	for i := range slices.Backward(qat.Families) { // the newest knows most
+		_, e := qat.ParseServices(&qat.Families[i], services)
+		if e == nil {
+			return nil
+		}
+		if err == nil {
+			err = e
+		}
+	}
+	return err
 }
 
 func (d *Driver) check() error {

@@ -50,6 +50,7 @@ func TestWhatCannotBeProvisionedIsRefused(t *testing.T) {
 		"[[provision.pf]]\nmatch = { address = \"6b:00.0\" }":                                          "provision.pf, rule 1: match.address",
 		"[[provision.pf]]\nmatch = { family = \"5xxx\" }":                                              `match.family "5xxx": expected a family of QAT devices`,
 		"[[provision.pf]]\nmatch = { family = \"4xxx\" }\nservices = \"dcc;sym\"":                      "dcc cannot be combined",
+		"[[provision.pf]]\nservices = \"nonsense\"":                                                    "\"nonsense\" is no service",
 		"[[provision.pf]]\nvfs = -1":                                                                   "vfs -1",
 		"[[provision.pf]]\n[[provision.pf]]\ndriver = \"igb\"":                                         `provision.pf, rule 2: driver "igb": expected vfio-pci or qat_vfio_pci`,
 		"[[provision.pf]]\nvf = 1":                                                                     `unknown key "provision.pf.vf"`,
